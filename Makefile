@@ -12,6 +12,14 @@ STAMP := $(VENV)/.installed
 PYTHON ?=
 CANDIDATES := python3.13 python3.12 python3.11 python3 python
 
+# Dagster reads ./dagster.yaml, and with it a storage database, unless DAGSTER_HOME points elsewhere.
+define CHECK_DEFINITIONS
+home=$$(mktemp -d) && trap 'rm -rf "$$home"' EXIT \
+&& printf 'telemetry: {enabled: false}\n' >"$$home/dagster.yaml" \
+&& export DAGSTER_HOME="$$home" VIRTUAL_ENV="$(CURDIR)/$(VENV)" PATH="$(CURDIR)/$(BIN):$$PATH" \
+&& dg check yaml && dg check defs
+endef
+
 .PHONY: help demo dev test lint lock clean
 
 help:  ## list the targets
@@ -31,13 +39,10 @@ lint: $(STAMP)  ## style, types, import layers, definitions
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports --no-cache
-	@if [ -f zdm_pipelines/definitions.py ]; then \
-	  PATH="$(CURDIR)/$(BIN):$$PATH"; export PATH DAGSTER_DISABLE_TELEMETRY=1; \
-	  dg check yaml && dg check defs; \
-	fi
+	@if [ -f zdm_pipelines/definitions.py ]; then $(CHECK_DEFINITIONS); fi
 
 lock: $(STAMP)  ## resolve the dependencies anew into requirements.lock (downloads the resolver)
-	@$(BIN)/python -m pip install --quiet uv
+	@$(BIN)/python -m pip install -qq uv
 	@$(BIN)/uv pip compile pyproject.toml --extra dev --universal --python-version 3.11 --upgrade \
 	  --no-annotate --no-header --no-emit-index-url --no-emit-find-links --quiet -o requirements.lock
 
@@ -62,7 +67,7 @@ $(STAMP): requirements.lock pyproject.toml
 	  "$$python" -m venv --clear $(VENV) || { \
 	    echo "$$python cannot create a virtual environment; on Debian and Ubuntu: apt install python3-venv" >&2; exit 1; }; \
 	fi; \
-	pip="$(BIN)/python -m pip --disable-pip-version-check --quiet install"; \
+	pip="$(BIN)/python -m pip --disable-pip-version-check --no-input -qq install"; \
 	$$pip -r requirements.lock; \
 	$$pip --no-deps --no-build-isolation -e .; \
 	touch $(STAMP)
