@@ -1,0 +1,67 @@
+"""Fixtures: one cluster for the whole session, a fresh database for every test that asks for one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import count
+from pathlib import Path
+
+import pytest
+
+from zdm_pipelines.sandbox import application
+from zdm_pipelines.sandbox.postgres import Cluster, Server
+
+_FAST = {"fsync": "off", "full_page_writes": "off"}  # tests kill processes, never the machine
+
+_numbers = count(1)
+
+
+@pytest.fixture(scope="session")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    """A primary with a streaming replica, shared by the session: do not stop or kill its servers."""
+    shared = Cluster(tmp_path_factory.mktemp("cluster"), settings=_FAST)
+    try:
+        shared.start()
+        yield shared
+    finally:
+        shared.remove()
+
+
+@pytest.fixture
+def server(cluster: Cluster) -> Server:
+    """The shared cluster's primary."""
+    return cluster.primary
+
+
+@pytest.fixture
+def database(server: Server) -> Iterator[str]:
+    """The URL of an empty database of this test's own."""
+    name = f"test_{next(_numbers)}"
+    yield server.create_database(name)
+    server.drop_database(name)
+
+
+@pytest.fixture(scope="session")
+def app_template(cluster: Cluster) -> str:
+    """The name of a database with 2,000 users, to copy."""
+    application.load(cluster.primary.create_database("app_template"), rows=2_000)
+    return "app_template"
+
+
+@pytest.fixture
+def app_database(server: Server, app_template: str) -> Iterator[str]:
+    """The URL of a database of this test's own with 2,000 rows in `public.users`."""
+    name = f"test_app_{next(_numbers)}"
+    yield server.create_database(name, template=app_template)
+    server.drop_database(name)
+
+
+@pytest.fixture
+def own_server(tmp_path: Path) -> Iterator[Server]:
+    """A server of this test's own, without replica: to kill, restart and configure."""
+    own = Cluster(tmp_path / "own", replica=False, settings=_FAST)
+    try:
+        own.start()
+        yield own.primary
+    finally:
+        own.remove()
