@@ -22,6 +22,8 @@ from zdm_pipelines.model.errors import ZdmError
 # client's connection may take its port.
 _PORTS = range(20_000, 32_000)
 
+_PACKAGE = Path(__file__).resolve().parents[2]  # what PYTHONPATH needs so that a program finds this package
+
 _LAUNCHER = str(Path(__file__).with_name("_launch.py"))
 
 # The kernel ties "signal me when my parent dies" to the *thread* that forked, so all programs are started
@@ -45,7 +47,7 @@ def start(
     command: Sequence[str | Path],
     *,
     account: Account | None = None,
-    death_signal: signal.Signals = signal.SIGTERM,
+    death_signal: signal.Signals | None = signal.SIGTERM,
     env: Mapping[str, str] | None = None,
     cwd: Path | None = None,
     log: Path | None = None,
@@ -56,14 +58,14 @@ def start(
     Args:
         command: the program and its arguments.
         account: run as this user instead of the present one (needs root).
-        death_signal: what the program gets when this process is gone.
+        death_signal: what the program gets when this process is gone; none: nothing.
         env: the whole environment; none means this process's own.
         cwd: its working directory.
         log: a file to append its output to; none discards it.
         pipes: talk to it through its stdin and stdout instead; the log then takes stderr only.
     """
     user = (account.uid, account.gid) if account else (-1, -1)
-    words = [str(os.getpid()), str(int(death_signal)), str(user[0]), str(user[1]), *map(str, command)]
+    words = [str(os.getpid()), str(int(death_signal or 0)), str(user[0]), str(user[1]), *map(str, command)]
     sink: IO[str] | int = log.open("a", encoding="utf-8") if log else subprocess.DEVNULL
     pipe = subprocess.PIPE if pipes else None
     try:
@@ -81,6 +83,15 @@ def start(
     finally:
         if not isinstance(sink, int):
             sink.close()
+
+
+def start_module(
+    module: str, *, death_signal: signal.Signals | None = signal.SIGTERM
+) -> subprocess.Popen[str]:
+    """Start a module of this package as a program to talk to through its stdin and stdout."""
+    path = os.pathsep.join(filter(None, (str(_PACKAGE), os.environ.get("PYTHONPATH"))))
+    env = os.environ | {"PYTHONPATH": path}
+    return start([sys.executable, "-m", module], death_signal=death_signal, env=env, pipes=True)
 
 
 def end(
@@ -105,6 +116,18 @@ def descendants(pid: int) -> list[psutil.Process]:
         return list(psutil.Process(pid).children(recursive=True))
     except psutil.NoSuchProcess:
         return []
+
+
+def session_members(session: int) -> list[psutil.Process]:
+    """All live processes of a session; a program that was started here and its descendants are one."""
+    members = []
+    for process in psutil.process_iter():
+        try:
+            if os.getsid(process.pid) == session and _alive(process):
+                members.append(process)
+        except (OSError, psutil.Error):  # it ended while we looked, or is none of ours
+            continue
+    return members
 
 
 def kill(processes: Sequence[psutil.Process], timeout: float = 10.0) -> None:

@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
-import sys
 import threading
-from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal
 
@@ -19,8 +16,6 @@ __all__ = ["Deployment", "Figures", "Traffic", "TrafficReport"]
 
 Deployment = Literal["old", "mixed", "new"]
 """Which versions of the application's code run: before, during and after a rolling deployment."""
-
-_PACKAGE = Path(__file__).resolve().parents[2]  # what PYTHONPATH needs so that the worker finds this package
 
 
 class Traffic:
@@ -64,12 +59,7 @@ class Traffic:
         Raises:
             SandboxError: the table cannot be read.
         """
-        path = os.pathsep.join(filter(None, (str(_PACKAGE), os.environ.get("PYTHONPATH"))))
-        self._process = processes.start(
-            [sys.executable, "-m", "zdm_pipelines.sandbox.traffic_worker"],
-            env=os.environ | {"PYTHONPATH": path},
-            pipes=True,
-        )
+        self._process = processes.start_module("zdm_pipelines.sandbox.traffic_worker")
         try:
             self._ask("start", self._settings)
         except BaseException:
