@@ -38,7 +38,7 @@ _STATUS = """
       locationEntries { name loadStatus locationOrLoadError { ... on PythonError { message } } }
     }
   }
-  instance { daemonHealth { allDaemonStatuses { daemonType required healthy } } }
+  instance { daemonHealth { allDaemonStatuses { daemonType required healthy lastHeartbeatTime } } }
 }
 """
 
@@ -78,6 +78,7 @@ class DagsterServices:
         self._services: dict[str, subprocess.Popen[str]] = {}
         self._sessions: set[int] = set()  # killed services' too: their children may live on
         self._sweeper: subprocess.Popen[str] | None = None
+        self._daemon_since = 0.0  # when the present daemon was started, Unix time
 
     @property
     def url(self) -> str:
@@ -130,9 +131,10 @@ class DagsterServices:
         return self._services[name].pid
 
     def kill(self, name: str) -> None:
-        """SIGKILL `webserver` or `daemon`: a crash. Its children stay, as they would."""
-        self._services[name].kill()
-        self._services[name].wait()
+        """SIGKILL `webserver` or `daemon`: a crash. Its runs go on until `stop`, also if it is restarted."""
+        service = self._services.pop(name)
+        service.kill()
+        service.wait()
 
     def restart(self, name: str) -> None:
         """End `webserver` or `daemon` with its children and start it again, without waiting until ready."""
@@ -176,6 +178,8 @@ class DagsterServices:
         self._services[name] = processes.start(
             command, env=os.environ | self.env, cwd=self._workspace.parent, log=self.home / f"{name}.log"
         )
+        if name == "daemon":
+            self._daemon_since = time.time()
         self._sessions.add(self._services[name].pid)
         self._tell_sweeper(f"+{self._services[name].pid}")
 
@@ -203,7 +207,9 @@ class DagsterServices:
             if problem := (entry["locationOrLoadError"] or {}).get("message"):
                 raise SandboxError(entry["name"], "the code location cannot be loaded", problem)
         for daemon in data["instance"]["daemonHealth"]["allDaemonStatuses"]:
-            if daemon["required"] and not daemon["healthy"]:
+            # A heartbeat stays for a while after the daemon that gave it.
+            fresh = (daemon["lastHeartbeatTime"] or 0.0) >= self._daemon_since
+            if daemon["required"] and not (daemon["healthy"] and fresh):
                 return f"daemon {daemon['daemonType']} gives no sign of life"
         return None
 
