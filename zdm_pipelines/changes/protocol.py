@@ -1,0 +1,73 @@
+"""The protocol of a change: what each phase asks of a kind."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from zdm_pipelines.model.values import Key, Step
+
+
+class Change(Protocol):
+    """One kind of change, bound to its migration and to the table as it was before."""
+
+    def expand(self) -> list[Step]:
+        """Steps of one short transaction that add the new shape and keep both in sync."""
+        ...
+
+    def constrain(self) -> list[Step]:
+        """Steps that give the new shape the constraints and indexes of the old; each may be run again."""
+        ...
+
+    def tombstone(self) -> list[Step]:
+        """Steps of one short transaction that rename the old shape out of sight."""
+        ...
+
+    def drop(self) -> list[Step]:
+        """Steps of one short transaction that remove the old shape and the sync."""
+        ...
+
+    def track(self, until: str) -> Step:
+        """Make the sync record every key it sees until a time (ISO with zone); its undo stops that."""
+        ...
+
+    def old_relation(self) -> str:
+        """Present name of the column that contract renames and drops."""
+        ...
+
+    def sync_triggers(self) -> tuple[str, ...]:
+        """Names of the triggers that keep both shapes in sync."""
+        ...
+
+    def move(
+        self, lower: Key | None, upper: Key | None, *, repair: bool = False
+    ) -> tuple[str, list[list[str]]]:
+        """One batch of the backfill; with `repair`, rows that disagree are taken from the old shape."""
+        ...
+
+    def move_one(self, key: Key) -> tuple[str, list[list[str]]]:
+        """The same for one row."""
+        ...
+
+    def count_unmoved(
+        self, lower: Key | None, upper: Key | None, *, repair: bool = False
+    ) -> tuple[str, list[list[str]]]:
+        """Rows of an interval that wait to be moved."""
+        ...
+
+    def compare(self, lower: Key | None, upper: Key | None) -> tuple[str, list[list[str]]]:
+        """Parity counts of an interval."""
+        ...
+
+    def mismatched_keys(
+        self, category: str, lower: Key | None, upper: Key | None, *, limit: int
+    ) -> tuple[str, list[list[str]]]:
+        """First keys of a category."""
+        ...
+
+    def touched_disagreeing(self) -> str:
+        """Take the tracked keys ($1: migration id); how many there were, how many rows of them disagree."""
+        ...
+
+    def nulls(self) -> str:
+        """How many rows hold NULL where the new shape must not; empty: it may."""
+        ...

@@ -1,0 +1,298 @@
+"""replace_column: a new column takes over from an old one in the same table."""
+
+from __future__ import annotations
+
+from zdm_pipelines.dialects.postgres.replace_column import ReplaceColumnSql, expression
+from zdm_pipelines.model.migration import Migration
+from zdm_pipelines.model.names import fitted, quote
+from zdm_pipelines.model.values import Catalog, Key, Rebuild, Step
+
+_SHORT = "ACCESS EXCLUSIVE, for milliseconds"
+_TRIGGER = "SHARE ROW EXCLUSIVE, for milliseconds"
+_HARMLESS = "SHARE UPDATE EXCLUSIVE: reads and writes go on"
+
+
+def _text(value: str) -> str:
+    return "'" + value.replace("'", "''") + "'"
+
+
+class ReplaceColumnChange:
+    """`Change` for replace_column; see the protocol for what each method is."""
+
+    def __init__(
+        self, migration: Migration, catalog: Catalog, migration_id: int, *, tombstoned: bool = False
+    ) -> None:
+        self._migration = migration
+        self._catalog = catalog
+        self._id = migration_id
+        self._sql = ReplaceColumnSql(
+            name=migration.name,
+            migration_id=migration_id,
+            change=migration.change,
+            catalog=catalog,
+            tombstoned=tombstoned,
+        )
+        self._behind = ReplaceColumnSql(
+            name=migration.name,
+            migration_id=migration_id,
+            change=migration.change,
+            catalog=catalog,
+            tombstoned=True,
+        )
+        self.move = self._sql.move
+        self.move_one = self._sql.move_one
+        self.count_unmoved = self._sql.count_unmoved
+        self.compare = self._sql.compare
+        self.mismatched_keys = self._sql.mismatched_keys
+        self.touched_disagreeing = self._sql.touched_disagreeing
+
+    # -- expand -------------------------------------------------------------------------------------------
+
+    def expand(self) -> list[Step]:
+        sql, new = self._sql, quote(self._sql.new)
+        steps = [
+            Step(
+                name=f"add column {new}",
+                sql=f"ALTER TABLE {sql.table} ADD COLUMN {new} {sql.new_type}",
+                reason="nullable and without default: no row is rewritten",
+                lock=_SHORT,
+                undo=f"ALTER TABLE {sql.table} DROP COLUMN IF EXISTS {new}",
+            ),
+            Step(
+                name="create the sync function",
+                sql=sql.create_function(),
+                reason="old code's writes appear in the new column and new code's in the old one",
+                lock="none",
+                undo=f"DROP FUNCTION IF EXISTS {sql.function}()",
+            ),
+        ]
+        for event in ("insert", "update"):
+            trigger = quote(sql.trigger(event))
+            steps.append(
+                Step(
+                    name=f"create the sync trigger for {event.upper()}",
+                    sql=sql.create_trigger(event),
+                    reason="in the same transaction as the column: there is no moment in which they are not in sync",
+                    lock=_TRIGGER,
+                    undo=f"DROP TRIGGER IF EXISTS {trigger} ON {sql.table}",
+                )
+            )
+            steps.append(
+                Step(
+                    name=f"let it fire in every session ({event})",
+                    sql=f"ALTER TABLE {sql.table} ENABLE ALWAYS TRIGGER {trigger}",
+                    reason="sessions with session_replication_role = replica, such as logical replication, are mirrored too",
+                    lock=_TRIGGER,
+                )
+            )
+        return steps
+
+    # -- validate -----------------------------------------------------------------------------------------
+
+    def nulls(self) -> str:
+        if self._migration.change.new.nullable:
+            return ""
+        return f"SELECT count(*) FROM ONLY {self._sql.table} WHERE {quote(self._sql.new)} IS NULL"
+
+    def constrain(self) -> list[Step]:
+        steps: list[Step] = []
+        for rebuild in self._catalog.rebuilds:
+            steps += {
+                "index": self._index,
+                "unique_index": self._index,
+                "unique": self._unique,
+                "check": self._constraint,
+                "foreign_key": self._constraint,
+            }[rebuild.kind](rebuild)
+        if not self._migration.change.new.nullable:
+            steps += self._not_null()
+        return steps
+
+    def _relation(self, name: str) -> str:
+        return _text(f"{quote(self._catalog.table.schema)}.{quote(name)}")
+
+    def _index_done(self, name: str) -> str:
+        return f"SELECT coalesce((SELECT indisvalid FROM pg_index WHERE indexrelid = to_regclass({self._relation(name)})), false)"
+
+    def _index(self, rebuild: Rebuild, *, unique: bool = False) -> list[Step]:
+        unique = unique or rebuild.kind == "unique_index"
+        index = f"{quote(self._catalog.table.schema)}.{quote(rebuild.name)}"
+        definition = rebuild.definition.split("\n")[0]
+        drop = f"DROP INDEX CONCURRENTLY IF EXISTS {index}"
+        return [
+            Step(
+                name=f"remove an unfinished index {quote(rebuild.name)}",
+                sql=drop,
+                reason="a build that was interrupted leaves an invalid index, which writes keep up and no read uses",
+                lock=_HARMLESS,
+                done_when=f"SELECT to_regclass({self._relation(rebuild.name)}) IS NULL OR ({self._index_done(rebuild.name)})",
+                in_transaction=False,
+            ),
+            Step(
+                name=f"build index {quote(rebuild.name)}",
+                sql=f"CREATE {'UNIQUE ' if unique else ''}INDEX CONCURRENTLY {quote(rebuild.name)} ON {self._sql.table} USING {definition}",
+                reason=f"as {quote(rebuild.original)} on the old column",
+                lock=_HARMLESS,
+                undo=drop,
+                done_when=self._index_done(rebuild.name),
+                in_transaction=False,
+            ),
+        ]
+
+    def _constraint_exists(self, name: str, *, validated: bool = False) -> str:
+        more = " AND convalidated" if validated else ""
+        return (
+            f"SELECT EXISTS (SELECT 1 FROM pg_constraint WHERE conrelid = {_text(self._sql.table)}::regclass "
+            f"AND conname = {_text(name)}{more})"
+        )
+
+    def _unique(self, rebuild: Rebuild) -> list[Step]:
+        name = quote(rebuild.name)
+        wait = rebuild.definition.split("\n")[1] if "\n" in rebuild.definition else ""
+        exists = self._constraint_exists(rebuild.name)
+        steps = self._index(rebuild, unique=True)
+        attach = Step(
+            name=f"make it the constraint {name}",
+            sql=f"ALTER TABLE {self._sql.table} ADD CONSTRAINT {name} UNIQUE USING INDEX {name}{wait}",
+            reason=f"as {quote(rebuild.original)} on the old column; the index is there, so this is instant",
+            lock=_SHORT,
+            undo=f"ALTER TABLE {self._sql.table} DROP CONSTRAINT IF EXISTS {name}",
+            done_when=exists,
+        )
+        return [*steps, attach]
+
+    def _constraint(self, rebuild: Rebuild) -> list[Step]:
+        return self._valid(
+            rebuild.name, rebuild.definition, reason=f"as {quote(rebuild.original)} on the old column"
+        )
+
+    def _valid(self, name: str, definition: str, *, reason: str) -> list[Step]:
+        table, quoted = self._sql.table, quote(name)
+        return [
+            Step(
+                name=f"add constraint {quoted}",
+                sql=f"ALTER TABLE {table} ADD CONSTRAINT {quoted} {definition} NOT VALID",
+                reason=f"{reason}; NOT VALID: holds for new writes, reads no row yet",
+                lock=_SHORT,
+                undo=f"ALTER TABLE {table} DROP CONSTRAINT IF EXISTS {quoted}",
+                done_when=self._constraint_exists(name),
+            ),
+            Step(
+                name=f"validate constraint {quoted}",
+                sql=f"ALTER TABLE {table} VALIDATE CONSTRAINT {quoted}",
+                reason="reads the table while it is read and written",
+                lock=_HARMLESS,
+                done_when=self._constraint_exists(name, validated=True),
+                in_transaction=False,
+            ),
+        ]
+
+    def _not_null(self) -> list[Step]:
+        sql, new = self._sql, quote(self._sql.new)
+        check = fitted(f"zdm_not_null_{sql.new}")
+        is_set = f"SELECT attnotnull FROM pg_attribute WHERE attrelid = {_text(sql.table)}::regclass AND attname = {_text(sql.new)}"
+        prove = [
+            Step(
+                name=step.name,
+                sql=step.sql,
+                reason=step.reason,
+                lock=step.lock,
+                undo=step.undo,
+                done_when=f"SELECT ({is_set}) OR ({step.done_when})",
+                in_transaction=step.in_transaction,
+            )
+            for step in self._valid(check, f"CHECK ({new} IS NOT NULL)", reason="proves that no row is NULL")
+        ]
+        return [
+            *prove,
+            Step(
+                name=f"set {new} NOT NULL",
+                sql=f"ALTER TABLE {sql.table} ALTER COLUMN {new} SET NOT NULL",
+                reason="the valid check proves it, so no row is read",
+                lock=_SHORT,
+                undo=f"ALTER TABLE {sql.table} ALTER COLUMN {new} DROP NOT NULL",
+                done_when=is_set,
+            ),
+            Step(
+                name=f"drop check {quote(check)}",
+                sql=f"ALTER TABLE {sql.table} DROP CONSTRAINT IF EXISTS {quote(check)}",
+                reason="NOT NULL says the same",
+                lock=_SHORT,
+                done_when=f"SELECT NOT ({self._constraint_exists(check)})",
+            ),
+        ]
+
+    # -- contract -----------------------------------------------------------------------------------------
+
+    def track(self, until: str) -> Step:
+        return Step(
+            name="record the keys of rows written from now on",
+            sql=self._sql.create_function(track_until=until),
+            reason="so that under the lock only these are compared again, not the whole table",
+            lock="none",
+            undo=self._sql.create_function(),
+        )
+
+    def tombstone(self) -> list[Step]:
+        sql, old, tomb = self._sql, quote(self._migration.change.old), quote(self._behind.tombstone)
+        steps = [
+            Step(
+                name=f"rename {old} to {tomb}",
+                sql=f"ALTER TABLE {sql.table} RENAME COLUMN {old} TO {tomb}",
+                reason="whoever still uses it is found now, while it can come back",
+                lock=_SHORT,
+                undo=f"ALTER TABLE {sql.table} RENAME COLUMN {tomb} TO {old}",
+            ),
+            Step(
+                name="point the sync function at the tombstone",
+                sql=self._behind.create_function(),
+                reason="it is kept up to date, so that it can come back",
+                lock="none",
+                undo=sql.create_function(),
+            ),
+        ]
+        if (default := self._migration.change.new.default) is not None:
+            new = quote(sql.new)
+            steps.append(
+                Step(
+                    name=f"set the default of {new}",
+                    sql=f"ALTER TABLE {sql.table} ALTER COLUMN {new} SET DEFAULT {expression(default)}",
+                    reason="only now: before, it would hide who wrote the old shape",
+                    lock=_SHORT,
+                    undo=f"ALTER TABLE {sql.table} ALTER COLUMN {new} DROP DEFAULT",
+                )
+            )
+        return steps
+
+    def drop(self) -> list[Step]:
+        sql = self._behind
+        drops = [
+            Step(
+                name=f"drop the sync trigger for {event.upper()}",
+                sql=f"DROP TRIGGER IF EXISTS {quote(sql.trigger(event))} ON {sql.table}",
+                reason="nothing is left to mirror to",
+                lock=_SHORT,
+            )
+            for event in ("insert", "update")
+        ]
+        return [
+            *drops,
+            Step(
+                name="drop the sync function",
+                sql=f"DROP FUNCTION IF EXISTS {sql.function}()",
+                reason="nothing calls it",
+                lock="none",
+            ),
+            Step(
+                name=f"drop {quote(sql.tombstone)}",
+                sql=f"ALTER TABLE {sql.table} DROP COLUMN {quote(sql.tombstone)} RESTRICT",
+                reason="a catalog change only; RESTRICT: never takes along what depends on it",
+                lock=_SHORT,
+            ),
+        ]
+
+    def old_relation(self) -> str:
+        return self._sql.old
+
+    def sync_triggers(self) -> tuple[str, ...]:
+        return tuple(self._sql.trigger(event) for event in ("insert", "update"))

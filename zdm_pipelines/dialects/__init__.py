@@ -1,0 +1,1 @@
+"""All SQL that differs between servers, one folder each."""

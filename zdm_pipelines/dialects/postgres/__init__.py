@@ -1,0 +1,1 @@
+"""Postgres 14 and later."""

@@ -1,0 +1,288 @@
+"""The SQL of replacing a column: sync trigger, batches, parity.
+
+Agreement of a row is defined once, here: the new value is what `up` gives, or the old value is what `down`
+gives. The second half holds for rows that new code wrote where `down` loses information.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from zdm_pipelines.dialects.postgres import keys
+from zdm_pipelines.model.migration import ReplaceColumn
+from zdm_pipelines.model.names import fitted, quote
+from zdm_pipelines.model.values import Catalog, Key
+
+# Compared as text: their own `=` is missing (json, xml, point) or calls unlike strings alike (citext, collations).
+_TEXT_TYPES = ("text", "character varying", "character", "citext", '"char"', "name", "json", "xml", "bpchar")
+_NO_EQUALITY = ("json", "xml", "point", "polygon", "box", "line", "lseg", "path", "circle")
+BACKFILL_SETTING = "zdm.backfill"
+
+
+def expression(sql: str) -> str:
+    """The user's SQL in parentheses; the line end closes a trailing comment."""
+    return f"({sql.strip()}\n)" if "--" in sql else f"({sql.strip()})"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReplaceColumnSql:
+    """SQL for one `replace_column`; `old` is the column's present name (it changes with the tombstone)."""
+
+    name: str  # of the migration
+    migration_id: int
+    change: ReplaceColumn
+    catalog: Catalog
+    tombstoned: bool = False
+
+    @property
+    def table(self) -> str:
+        return self.catalog.table.sql
+
+    @property
+    def alias(self) -> str:
+        """The bare table name, so that expressions may say users.full_name."""
+        return quote(self.catalog.table.name)
+
+    @property
+    def tombstone(self) -> str:
+        """What the old column is called once it is out of sight."""
+        return fitted(f"zdm_tombstone_{self.change.old}")
+
+    @property
+    def old(self) -> str:
+        return self.tombstone if self.tombstoned else self.change.old
+
+    @property
+    def new(self) -> str:
+        return self.change.new.name
+
+    @property
+    def function(self) -> str:
+        return f"zdm.{quote(fitted(f'sync_{self.name}'))}"
+
+    def trigger(self, event: str) -> str:
+        """Name of the sync trigger; it must sort behind the application's, which run first then."""
+        return fitted(f"zzz_zdm_{self.name}_{event}")
+
+    @property
+    def new_type(self) -> str:
+        return self.change.new.type
+
+    @property
+    def old_type(self) -> str:
+        return self.catalog.column(self.change.old).type
+
+    def _present(self, column: str) -> str:
+        return self.old if column == self.change.old else column
+
+    def row_source(self, inputs: tuple[str, ...], *, record: str) -> str:
+        """A one-row FROM clause in which expressions find the columns they read, under their declared names."""
+        listed = (
+            ", ".join(f"{record}.{quote(self._present(c))} AS {quote(c)}" for c in inputs) or "1 AS zdm_none"
+        )
+        return f"(SELECT {listed}) AS {self.alias}"
+
+    def table_source(self) -> str:
+        """The table as FROM clause; behind the tombstone the old column answers to its declared name."""
+        if not self.tombstoned:
+            return f"ONLY {self.table} AS {self.alias}"
+        return f"(SELECT *, {quote(self.old)} AS {quote(self.change.old)} FROM ONLY {self.table}) AS {self.alias}"
+
+    # -- sync ---------------------------------------------------------------------------------------------
+
+    def _changed(self, columns: tuple[str, ...]) -> str:
+        # Compares the stored images: works for every type, and an application's BEFORE trigger that altered a
+        # column not named in SET is seen, which `UPDATE OF` would miss.
+        new = ", ".join(f"NEW.{quote(self._present(c))}" for c in columns)
+        old = ", ".join(f"OLD.{quote(self._present(c))}" for c in columns)
+        return f"pg_catalog.record_image_ne(ROW({new}), ROW({old}))"
+
+    @property
+    def old_shape(self) -> tuple[str, ...]:
+        """Columns whose change means that the old shape was written."""
+        return tuple(dict.fromkeys((self.change.old, *self.catalog.up_inputs)))
+
+    def create_function(self, *, track_until: str | None = None) -> str:
+        """The sync function; until the given time (ISO, with zone) it also records the key of every row it sees."""
+        default = self.catalog.column(self.change.old).default
+        old_unset = f"NEW.{quote(self.old)} IS NULL"
+        if default is not None:
+            old_unset += f" OR pg_catalog.record_image_eq(ROW(NEW.{quote(self.old)}), ROW(({default})::{self.old_type}))"
+        settings = ["search_path FROM CURRENT"]
+        if not self.catalog.immutable:
+            settings += ["timezone FROM CURRENT", "datestyle FROM CURRENT", "intervalstyle FROM CURRENT"]
+        noted = f"'zdm.noted_{self.migration_id}_' || wrote"
+        track = ""
+        if track_until is not None:
+            key = keys.as_text(self.catalog.key, row="NEW")
+            # It ends by itself: a contract that died leaves no growing table behind.
+            track = (
+                f"\n  IF clock_timestamp() < '{track_until}'::timestamptz THEN"
+                f"\n    INSERT INTO zdm.touched (migration_id, key) VALUES ({self.migration_id}, {key});\n  END IF;"
+            )
+        return f"""\
+CREATE OR REPLACE FUNCTION {self.function}() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER
+  {" ".join(f"SET {s}" for s in settings)} AS $zdm_sync$
+DECLARE
+  wrote text;
+  failed text;
+  minute text;
+BEGIN
+  IF TG_OP = 'INSERT' THEN
+    wrote := CASE WHEN NEW.{quote(self.new)} IS NOT NULL THEN CASE WHEN {old_unset} THEN 'new' ELSE 'both' END
+                  WHEN {old_unset} THEN 'neither' ELSE 'old' END;
+  ELSE
+    wrote := CASE WHEN NOT ({self._changed((self.new,))}) THEN 'old'
+                  WHEN NOT ({self._changed(self.old_shape)}) THEN 'new' ELSE 'both' END;
+  END IF;
+  BEGIN
+    IF wrote IN ('old', 'neither') THEN
+      SELECT {expression(self.change.up)} INTO NEW.{quote(self.new)}
+        FROM {self.row_source(self.catalog.up_inputs, record="NEW")};
+    ELSIF wrote = 'new' THEN
+      SELECT {expression(self.change.down)} INTO NEW.{quote(self.old)}
+        FROM {self.row_source(self.catalog.down_inputs, record="NEW")};
+    END IF;
+  EXCEPTION WHEN others THEN
+    -- The application's write goes through; a mapping that fails is for validate to find and for people to mend.
+    failed := SQLSTATE;
+    IF wrote IN ('old', 'neither') THEN
+      NEW.{quote(self.new)} := NULL;
+    END IF;
+  END;{track}
+  -- Once a minute and session: exact about who, cheap, and two sessions never wait for each other.
+  minute := coalesce(failed, '') || (extract(epoch FROM statement_timestamp())::bigint / 60)::text;
+  IF wrote <> 'neither' AND current_setting({noted}, true) IS DISTINCT FROM minute THEN
+    PERFORM set_config({noted}, minute, false);
+    INSERT INTO zdm.writer (migration_id, wrote, failed, application_name, login)
+    VALUES ({self.migration_id}, wrote, failed, current_setting('application_name'), session_user);
+  END IF;
+  RETURN NEW;
+END $zdm_sync$"""
+
+    def create_trigger(self, event: str) -> str:
+        """The trigger for INSERT or UPDATE; unrelated updates and our own backfill never enter the function."""
+        condition = f"coalesce(current_setting('{BACKFILL_SETTING}', true), '') = ''"
+        if event == "update":
+            watched = tuple(dict.fromkeys((*self.old_shape, self.new)))
+            condition = f"{self._changed(watched)} AND {condition}"
+        return (
+            f"CREATE TRIGGER {quote(self.trigger(event))} BEFORE {event.upper()} ON {self.table} "
+            f"FOR EACH ROW WHEN ({condition}) EXECUTE FUNCTION {self.function}()"
+        )
+
+    # -- batches ------------------------------------------------------------------------------------------
+
+    @property
+    def unmoved(self) -> str:
+        """Predicate: never written in the new shape, and the old shape has something to move."""
+        return f"{quote(self.new)} IS NULL AND {expression(self.change.up)} IS NOT NULL"
+
+    @property
+    def disagreeing(self) -> str:
+        """Predicate: the two shapes disagree."""
+        return f"NOT (({self.same_up}) OR ({self.same_down}))"
+
+    def move(
+        self, lower: Key | None, upper: Key | None, *, repair: bool = False
+    ) -> tuple[str, list[list[str]]]:
+        """One batch. Rows that the application has locked are passed over: we never wait for it, nor deadlock.
+
+        Args:
+            repair: take rows that disagree from the old shape, instead of those never written in the new one.
+        """
+        interval, params = keys.between(self.catalog.key, lower, upper)
+        wanted = self.disagreeing if repair else self.unmoved
+        sql = f"""\
+WITH zdm_batch AS MATERIALIZED (
+  SELECT ctid AS zdm_ctid FROM ONLY {self.table} AS {self.alias}
+  WHERE {interval} AND {wanted}
+  FOR NO KEY UPDATE SKIP LOCKED
+)
+UPDATE ONLY {self.table} AS {self.alias} SET {quote(self.new)} = {expression(self.change.up)}
+FROM zdm_batch WHERE {self.alias}.ctid = zdm_ctid"""
+        return sql, params
+
+    def count_unmoved(
+        self, lower: Key | None, upper: Key | None, *, repair: bool = False
+    ) -> tuple[str, list[list[str]]]:
+        """How many rows of an interval wait to be moved."""
+        interval, params = keys.between(self.catalog.key, lower, upper)
+        wanted = self.disagreeing if repair else self.unmoved
+        return f"SELECT count(*) FROM ONLY {self.table} AS {self.alias} WHERE {interval} AND {wanted}", params
+
+    def move_one(self, key: Key) -> tuple[str, list[list[str]]]:
+        """Move the one row at a key."""
+        predicate = f"{keys.row(self.catalog.key)} = {keys.bound(self.catalog.key, 1)}"
+        return (
+            f"UPDATE ONLY {self.table} AS {self.alias} SET {quote(self.new)} = {expression(self.change.up)} WHERE {predicate}",
+            [list(key)],
+        )
+
+    # -- parity -------------------------------------------------------------------------------------------
+
+    def _same(self, column: str, computed: str, type_name: str) -> str:
+        base = type_name.split("(")[0].strip().lower()
+        if base in _TEXT_TYPES or base in _NO_EQUALITY:
+            # ::text of character(n) drops the padding, which is not part of its value
+            return (
+                f'{column}::text COLLATE "C" IS NOT DISTINCT FROM ({computed}::{type_name})::text COLLATE "C"'
+            )
+        return f"{column} IS NOT DISTINCT FROM {computed}::{type_name}"
+
+    @property
+    def same_up(self) -> str:
+        return self._same(quote(self.new), expression(self.change.up), self.new_type)
+
+    @property
+    def same_down(self) -> str:
+        return self._same(quote(self.change.old), expression(self.change.down), self.old_type)
+
+    def _categories(self) -> dict[str, str]:
+        up, new = expression(self.change.up), quote(self.new)
+        # A row whose two sides are both empty under their own mapping but not alike counts as different.
+        return {
+            "missing": f"NOT zdm_same AND {new} IS NULL AND {up} IS NOT NULL",
+            "extra": f"NOT zdm_same AND {new} IS NOT NULL AND {up} IS NULL",
+            "different": f"NOT zdm_same AND ({new} IS NULL) = ({up} IS NULL)",
+        }
+
+    def _compared(self, interval: str) -> str:
+        up, down = self.same_up, self.same_down
+        return (
+            f"{self.table_source()} CROSS JOIN LATERAL (SELECT ({up}) AS zdm_up, ({up}) OR ({down}) AS zdm_same) AS zdm_verdict "
+            f"WHERE {interval}"
+        )
+
+    def compare(self, lower: Key | None, upper: Key | None) -> tuple[str, list[list[str]]]:
+        """Counts of an interval: rows, missing, extra, different, agreeing through `down` only."""
+        interval, params = keys.between(self.catalog.key, lower, upper)
+        filters = ", ".join(f"count(*) FILTER (WHERE {c})" for c in self._categories().values())
+        sql = f"SELECT count(*), {filters}, count(*) FILTER (WHERE zdm_same AND NOT zdm_up) FROM {self._compared(interval)}"
+        return sql, params
+
+    def mismatched_keys(
+        self, category: str, lower: Key | None, upper: Key | None, *, limit: int
+    ) -> tuple[str, list[list[str]]]:
+        """The first keys of one category in an interval."""
+        interval, params = keys.between(self.catalog.key, lower, upper)
+        return (
+            f"SELECT {keys.as_text(self.catalog.key)} FROM {self._compared(interval)} AND {self._categories()[category]} "
+            f"ORDER BY {keys.columns(self.catalog.key)} LIMIT {limit}",
+            params,
+        )
+
+    def touched_disagreeing(self) -> str:
+        """Take the keys recorded so far ($1: migration id); how many there were, how many rows of them disagree.
+
+        Recorded keys and rows are seen in one snapshot: what is written after it is recorded again.
+        """
+        texts = " AND ".join(
+            f"{quote(c.name)} = (zdm_taken.key)[{i}]::{c.type}" for i, c in enumerate(self.catalog.key, 1)
+        )
+        return (
+            "WITH zdm_touched AS (DELETE FROM zdm.touched WHERE migration_id = $1 RETURNING key), "
+            "zdm_taken AS MATERIALIZED (SELECT DISTINCT key FROM zdm_touched) "
+            "SELECT (SELECT count(*) FROM zdm_taken), (SELECT count(*) FROM zdm_taken CROSS JOIN LATERAL "
+            f"(SELECT 1 FROM {self._compared(texts)} AND NOT zdm_same) AS zdm_bad)"
+        )

@@ -1,0 +1,1 @@
+"""How: one mechanism per module."""

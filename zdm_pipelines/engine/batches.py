@@ -1,0 +1,270 @@
+"""Batches: move one range in short transactions, each committed together with its checkpoint."""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+import psycopg
+from psycopg import errors
+
+from zdm_pipelines.dialects.postgres import keys
+from zdm_pipelines.dialects.postgres.connection import Connection, query, safe, scalar
+from zdm_pipelines.model.errors import LockNotAcquired, MappingFailed, MigrationBusy
+from zdm_pipelines.model.migration import Backfill
+from zdm_pipelines.model.values import Catalog, Key, KeyRange
+
+SMALLEST = 10  # rows; below it the cost of a transaction is all there is
+_REVISIT_SECONDS = 0.2  # first pause before rows that the application held are tried again
+_LONGEST_REVISIT = 5.0
+_TRIES = 5  # of one batch, when the server cancels it (deadlock, serialization, recovery conflict)
+
+
+class BatchSql(Protocol):
+    """The statements of one kind of change, over the parameters that they return."""
+
+    def move(
+        self, lower: Key | None, upper: Key | None, *, repair: bool = False
+    ) -> tuple[str, list[list[str]]]: ...
+    def count_unmoved(
+        self, lower: Key | None, upper: Key | None, *, repair: bool = False
+    ) -> tuple[str, list[list[str]]]: ...
+    def move_one(self, key: Key) -> tuple[str, list[list[str]]]: ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Moved:
+    """What one batch did, or what a range came to."""
+
+    partition: str
+    rows: int
+    batches: int
+    retries: int
+    seconds: float
+    wal_bytes: int
+    done: bool
+    batch_rows: int  # present size of a batch
+    already: int = 0  # rows moved by earlier runs of this range
+
+
+Tell = Callable[[Moved], None]
+
+
+class Pace:
+    """Batch size: starts at `batch_rows`, halves when a batch is slower than the target, grows back slowly."""
+
+    def __init__(self, declared: Backfill) -> None:
+        self.most = declared.batch_rows
+        self.rows = declared.batch_rows
+        self.target = declared.batch_target
+
+    def took(self, seconds: float) -> None:
+        """Learn from a batch."""
+        if seconds > self.target:
+            self.rows = max(min(SMALLEST, self.most), self.rows // 2)
+        elif seconds < self.target / 2:
+            self.rows = min(self.most, self.rows + max(1, self.rows // 4))
+
+
+class RangeWorker:
+    """Moves one range on one connection, which holds the range's lock."""
+
+    def __init__(
+        self,
+        conn: Connection,
+        *,
+        migration_id: int,
+        name: str,
+        catalog: Catalog,
+        sql: BatchSql,
+        declared: Backfill,
+        patience: float,
+        wait: Callable[[], float],
+        tell: Tell,
+        repair: bool = False,
+    ) -> None:
+        self.conn = conn
+        self.migration_id = migration_id
+        self.name = name
+        self.catalog = catalog
+        self.sql = sql
+        self.pace = Pace(declared)
+        self.patience = patience
+        self.wait = wait
+        self.tell = tell
+        self.repair = repair
+        self.rows = self.batches = self.retries = 0
+
+    def run(self, wanted: KeyRange) -> Moved:
+        """Move what is left of a range, from its checkpoint, and prove that nothing is left.
+
+        Raises:
+            LockNotAcquired: the application held rows longer than `patience` seconds.
+            MappingFailed: `up` raises for a row; names its key.
+        """
+        begun, wal = time.monotonic(), self._wal()
+        row = query(
+            self.conn,
+            "SELECT checkpoint, done_at IS NOT NULL, rows FROM zdm.range WHERE migration_id = $1 AND ordinal = $2",
+            [self.migration_id, wanted.ordinal],
+        )[0]
+        checkpoint, done, already = (row[0] and tuple(row[0])), row[1], row[2]
+        if not done:
+            self._pass(wanted, checkpoint if checkpoint is not None else wanted.lower, first=True)
+        self._revisit(wanted)
+        moved = Moved(
+            partition=wanted.partition, rows=self.rows, batches=self.batches, retries=self.retries,
+            seconds=time.monotonic() - begun, wal_bytes=max(0, self._wal() - wal), done=True,
+            batch_rows=self.pace.rows, already=already,
+        )  # fmt: skip
+        query(
+            self.conn,
+            "UPDATE zdm.range SET done_at = coalesce(done_at, clock_timestamp()), seconds = seconds + $3, "
+            "wal_bytes = wal_bytes + $4, retries = retries + $5 WHERE migration_id = $1 AND ordinal = $2",
+            [self.migration_id, wanted.ordinal, moved.seconds, moved.wal_bytes, moved.retries],
+        )
+        return moved
+
+    def _wal(self) -> int:
+        """Bytes of WAL so far: this session's own where the server tells (18 and later), else the whole server's."""
+        if self.conn.info.server_version >= 180000:
+            query(self.conn, "SELECT pg_stat_force_next_flush()")
+            own = scalar(self.conn, "SELECT wal_bytes FROM pg_stat_get_backend_wal(pg_backend_pid())")
+            if own is not None:
+                return int(own)
+        return int(scalar(self.conn, "SELECT pg_current_wal_insert_lsn() - '0/0'::pg_lsn"))
+
+    def _pass(self, wanted: KeyRange, start: Key | None, *, first: bool) -> None:
+        at = start
+        while True:
+            self.wait()
+            upper = self._next(at, wanted.upper)
+            self._batch(wanted, at, upper if upper is not None else wanted.upper, first=first)
+            if upper is None:
+                return
+            at = upper
+
+    def _next(self, lower: Key | None, end: Key | None) -> Key | None:
+        """The key `pace.rows` rows on, None when the range ends before; one index probe."""
+        predicate, params = keys.between(self.catalog.key, lower, end)
+        found = query(
+            self.conn,
+            f"SELECT {keys.as_text(self.catalog.key)} FROM ONLY {self.catalog.table.sql} WHERE {predicate} "
+            f"ORDER BY {keys.columns(self.catalog.key)} OFFSET {self.pace.rows} LIMIT 1",
+            params,
+        )
+        return tuple(found[0][0]) if found else None
+
+    def _batch(self, wanted: KeyRange, lower: Key | None, upper: Key | None, *, first: bool) -> None:
+        for attempt in range(1, _TRIES + 1):
+            begun = time.monotonic()
+            try:
+                rows = self._commit(wanted, lower, upper, first=first)
+                break
+            except (errors.DataError, errors.IntegrityError) as error:
+                raise self._failing_row(lower, upper, error) from None
+            except (errors.TransactionRollback, errors.QueryCanceled) as error:
+                self.retries += 1
+                if attempt == _TRIES:
+                    raise MigrationBusy(
+                        f"{self.name} range {wanted.partition}",
+                        f"a batch was cancelled {_TRIES} times ({safe(error)})",
+                        "run it again",
+                    ) from None
+                time.sleep(random.uniform(0.05, 0.2) * attempt)  # noqa: S311 - jitter, not a secret
+        took = time.monotonic() - begun
+        self.pace.took(took)
+        self.rows += rows
+        self.batches += 1
+        self.tell(
+            Moved(
+                partition=wanted.partition,
+                rows=rows,
+                batches=1,
+                retries=0,
+                seconds=took,
+                wal_bytes=0,
+                done=False,
+                batch_rows=self.pace.rows,
+            )  # fmt: skip
+        )
+
+    def _commit(self, wanted: KeyRange, lower: Key | None, upper: Key | None, *, first: bool) -> int:
+        sql, params = self.sql.move(lower, upper, repair=self.repair)
+        with self.conn.transaction():
+            # Off is safe: a crash loses rows and checkpoint together. lock_timeout guards against DDL of others.
+            query(
+                self.conn,
+                "SELECT set_config('synchronous_commit', 'off', true), set_config('zdm.backfill', 'on', true), "
+                "set_config('lock_timeout', '2s', true)",
+            )
+            rows = self.conn.execute(sql.encode(), params).rowcount
+            query(
+                self.conn,
+                "UPDATE zdm.range SET checkpoint = coalesce($3::text[], checkpoint), rows = rows + $4, batches = batches + 1 "
+                "WHERE migration_id = $1 AND ordinal = $2",
+                [
+                    self.migration_id,
+                    wanted.ordinal,
+                    list(upper) if first and upper is not None else None,
+                    rows,
+                ],
+            )
+        return rows
+
+    def _revisit(self, wanted: KeyRange) -> None:
+        """Come back for rows that the application held, until none is left."""
+        pause, begun, progressed = _REVISIT_SECONDS, time.monotonic(), self.rows
+        sql, params = self.sql.count_unmoved(wanted.lower, wanted.upper, repair=self.repair)
+        while left := self._counted(sql, params):
+            if self.rows == progressed and time.monotonic() - begun > self.patience:
+                raise LockNotAcquired(
+                    f"{self.name} range {wanted.partition}",
+                    f"{left} rows are held by the application for {self.patience:g} s",
+                    "end those transactions and materialize the range again; all other rows are moved",
+                )
+            if self.rows != progressed:
+                progressed, begun = self.rows, time.monotonic()
+            if self.batches:
+                self.retries += 1
+                time.sleep(pause)
+                pause = min(_LONGEST_REVISIT, pause * 2)
+            self._pass(wanted, wanted.lower, first=False)
+
+    def _counted(self, sql: str, params: list[list[str]]) -> int:
+        return int(self.conn.execute(sql.encode(), params).fetchall()[0][0])
+
+    def _failing_row(self, lower: Key | None, upper: Key | None, error: psycopg.Error) -> MappingFailed:
+        """Find the first row of a batch for which `up` raises."""
+        predicate, params = keys.between(self.catalog.key, lower, upper)
+        found = query(
+            self.conn,
+            f"SELECT {keys.as_text(self.catalog.key)} FROM ONLY {self.catalog.table.sql} WHERE {predicate} "
+            f"ORDER BY {keys.columns(self.catalog.key)}",
+            params,
+        )
+        key = next((tuple(k) for (k,) in found if self._raises(tuple(k))), None)
+        where = f"the row with key {'/'.join(key)}" if key else "a row of a batch"
+        return MappingFailed(
+            self.name,
+            f"up fails for {where}: {safe(error)}",
+            "correct that row or up; rows before it stay moved",
+        )
+
+    def _raises(self, key: Key) -> bool:
+        sql, params = self.sql.move_one(key)
+        try:
+            with self.conn.transaction(force_rollback=True):
+                query(
+                    self.conn,
+                    "SELECT set_config('zdm.backfill', 'on', true), set_config('lock_timeout', '100ms', true)",
+                )
+                query(self.conn, sql, params)
+        except errors.LockNotAvailable:
+            return False
+        except psycopg.Error:
+            return True
+        return False

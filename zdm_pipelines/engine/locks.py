@@ -1,0 +1,275 @@
+"""Locks: ask for them so that the application never waits for us, and keep our own processes apart."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import TypeVar
+
+import psycopg
+from psycopg import errors
+from tenacity import Retrying, retry_if_exception, stop_after_delay, wait_random_exponential
+
+from zdm_pipelines.dialects.postgres.connection import (
+    Connection,
+    connected,
+    lost,
+    privilege_problem,
+    query,
+    safe,
+    scalar,
+)
+from zdm_pipelines.model.errors import (
+    DatabaseUnreachable,
+    LockNotAcquired,
+    MigrationBusy,
+    OutcomeUnknown,
+    ZdmError,
+)
+from zdm_pipelines.model.migration import Locks, Migration
+from zdm_pipelines.model.values import Step
+
+T = TypeVar("T")
+Tell = Callable[[str], None]
+
+# A worker that was killed leaves its session to the server for about a second (client_connection_check_interval).
+BUSY_SECONDS = 15.0
+# How long a phase outlasts a database that restarts or fails over.
+LOST_SECONDS = 120.0
+# A schema change that holds its locks must not be able to keep them: neither by working nor by freezing.
+_HOLD_SECONDS = 5.0
+_FREEZE_SECONDS = 2.0
+_LONGEST_BACKOFF = 10.0
+
+_HOLDERS = """
+SELECT DISTINCT a.pid, coalesce(nullif(a.application_name, ''), 'unnamed application'), a.usename,
+       round(extract(epoch FROM clock_timestamp() - a.xact_start))::int
+FROM pg_locks l JOIN pg_stat_activity a ON a.pid = l.pid
+WHERE l.relation = $1 AND l.granted AND l.pid <> pg_backend_pid() AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database())
+ORDER BY 4 DESC NULLS LAST LIMIT 3"""
+
+
+def silent(_: str) -> None:
+    """Tell nobody."""
+
+
+def holders(conn: Connection, oid: int) -> str:
+    """Who holds locks on a table, longest transaction first, for messages."""
+    rows = query(conn, _HOLDERS, [oid])
+    return (
+        "; ".join(f"pid {pid} {app} (role {login}, open {secs or 0} s)" for pid, app, login, secs in rows)
+        or "nobody any more"
+    )
+
+
+def _try_advisory(conn: Connection, name: str, *, shared: bool) -> bool:
+    function = "pg_try_advisory_lock_shared" if shared else "pg_try_advisory_lock"
+    return bool(scalar(conn, f"SELECT {function}(hashtextextended($1, 0))", [name]))
+
+
+def take(conn: Connection, name: str, *, shared: bool = False, wait: float = BUSY_SECONDS) -> bool:
+    """Take a session's advisory lock, trying for `wait` seconds; true when it was had."""
+    deadline = time.monotonic() + wait
+    while not _try_advisory(conn, name, shared=shared):
+        if time.monotonic() >= deadline:
+            return False
+        time.sleep(0.1)
+    return True
+
+
+def leave(conn: Connection, name: str) -> None:
+    """Give an advisory lock back before the session ends."""
+    query(conn, "SELECT pg_advisory_unlock(hashtextextended($1, 0))", [name])
+
+
+@contextmanager
+def session(url: str, migration: Migration, *, purpose: str, shared: bool = False) -> Iterator[Connection]:
+    """A connection that holds the migration's lock: phases exclusively, range workers shared.
+
+    Raises:
+        MigrationBusy: another process holds it.
+    """
+    with connected(url, purpose=f"{migration.name} {purpose}") as conn:
+        if not take(conn, f"zdm:migration:{migration.name}", shared=shared):
+            others = query(
+                conn,
+                "SELECT a.pid, a.application_name FROM pg_locks l JOIN pg_stat_activity a ON a.pid = l.pid "
+                "WHERE l.locktype = 'advisory' AND l.granted AND l.objsubid = 1 AND l.pid <> pg_backend_pid() "
+                "AND ((l.classid::bigint << 32) | l.objid::bigint) = hashtextextended($1, 0)",
+                [f"zdm:migration:{migration.name}"],
+            )
+            by = ", ".join(f"{app} (pid {pid})" for pid, app in others) or "another process"
+            raise MigrationBusy(migration.name, f"is being worked on by {by}", "wait for it, or cancel it")
+        yield conn
+
+
+def _is_lost(error: BaseException) -> bool:
+    return isinstance(
+        error, (DatabaseUnreachable, psycopg.OperationalError, psycopg.InterfaceError)
+    ) and not isinstance(
+        error,
+        (
+            errors.LockNotAvailable,
+            errors.QueryCanceled,
+            errors.DeadlockDetected,
+            errors.InsufficientResources,
+        ),
+    )
+
+
+def resilient(
+    work: Callable[[], T], *, thing: str, tell: Tell = silent, give_up_after: float = LOST_SECONDS
+) -> T:
+    """Do work that is safe to do again, again when the database was lost under it.
+
+    The work reads from the ledger what happened, so an outcome is looked up and never assumed.
+
+    Raises:
+        OutcomeUnknown: the database had been reached once and did not come back.
+        DatabaseUnreachable: it could not be reached at all.
+    """
+    reached = False
+
+    def attempt() -> T:
+        nonlocal reached
+        try:
+            return work()
+        except DatabaseUnreachable:
+            if not reached:
+                raise
+            raise
+        except psycopg.Error as error:
+            reached = reached or _is_lost(error)
+            if isinstance(error, errors.InsufficientPrivilege):
+                raise privilege_problem(error, thing) from None
+            raise
+
+    retrying = Retrying(
+        # A server that never answered is told at once; one that was lost in the middle is waited for.
+        retry=retry_if_exception(
+            lambda e: _is_lost(e) and (reached or not isinstance(e, DatabaseUnreachable))
+        ),
+        wait=wait_random_exponential(multiplier=0.2, max=5),
+        stop=stop_after_delay(give_up_after),
+        reraise=True,
+        before_sleep=lambda s: tell(
+            f"database lost, looking again in {s.next_action.sleep if s.next_action else 0:.1f} s"
+        ),
+    )
+    try:
+        return retrying(attempt)
+    except (DatabaseUnreachable, psycopg.OperationalError, psycopg.InterfaceError) as error:
+        if isinstance(error, psycopg.Error) and not _is_lost(error):
+            raise ZdmError(thing, safe(error), "see the server's log, then run it again") from error
+        if not reached:
+            raise
+        raise OutcomeUnknown(
+            thing,
+            f"the database was lost and did not come back within {give_up_after:.0f} s",
+            "run it again: it finds out what was done",
+        ) from None
+
+
+def change_schema(
+    conn: Connection,
+    work: Callable[[], T],
+    *,
+    thing: str,
+    oid: int,
+    locks: Locks,
+    tell: Tell = silent,
+) -> tuple[T, int]:
+    """Run one short DDL transaction; when its lock is not had in time, let the application pass and try again.
+
+    The queue behind a waiting ACCESS EXCLUSIVE request is the application, so each try waits `locks.timeout` at most
+    and the pause between tries grows, with jitter, to ten seconds.
+
+    Args:
+        work: the statements; run inside a transaction with its time-outs set, again from the start at each try.
+
+    Returns:
+        What work gave, and how many tries failed.
+
+    Raises:
+        LockNotAcquired: `locks.give_up_after` passed; names who holds the table.
+    """
+    failed = 0
+    blocked_by = ""
+
+    def attempt() -> T:
+        nonlocal failed, blocked_by
+        try:
+            with conn.transaction():
+                for name, seconds in (
+                    ("lock_timeout", locks.timeout),
+                    ("statement_timeout", locks.timeout + _HOLD_SECONDS),
+                    ("idle_in_transaction_session_timeout", _FREEZE_SECONDS),
+                ):
+                    query(
+                        conn, "SELECT set_config($1, $2, true)", [name, f"{max(1, round(seconds * 1000))}ms"]
+                    )
+                return work()
+        except (errors.LockNotAvailable, errors.DeadlockDetected, errors.QueryCanceled):
+            failed += 1
+            with contextlib.suppress(psycopg.Error):
+                blocked_by = holders(conn, oid)
+            raise
+
+    retrying = Retrying(
+        retry=retry_if_exception(
+            lambda e: isinstance(e, (errors.LockNotAvailable, errors.DeadlockDetected, errors.QueryCanceled))
+        ),
+        # At least four times as long apart as a try may block, so that the application is held up a fifth of the time at most.
+        wait=wait_random_exponential(
+            multiplier=locks.timeout * 4, min=locks.timeout * 4, max=max(_LONGEST_BACKOFF, locks.timeout * 4)
+        ),
+        stop=stop_after_delay(locks.give_up_after),
+        reraise=True,
+        before_sleep=lambda s: tell(
+            f"{thing}: lock not had within {locks.timeout:g} s, held by {blocked_by}; "
+            f"trying again in {s.next_action.sleep if s.next_action else 0:.1f} s"
+        ),
+    )
+    try:
+        return retrying(attempt), failed
+    except (errors.LockNotAvailable, errors.DeadlockDetected, errors.QueryCanceled):
+        raise LockNotAcquired(
+            thing,
+            f"no lock within {locks.give_up_after:g} s and {failed} tries; held by {blocked_by}",
+            "end or wait for those transactions, then run it again; nothing was changed",
+        ) from None
+
+
+def run_alone(conn: Connection, step: Step, *, thing: str, locks: Locks, tell: Tell = silent) -> bool:
+    """Run a step that stands outside a transaction, unless it is done; true when it ran.
+
+    Such steps take SHARE UPDATE EXCLUSIVE at most, which no read or write waits for: they may queue for long.
+    """
+    if step.done_when and scalar(conn, step.done_when):
+        return False
+    tell(step.sql)
+    query(conn, "SELECT set_config('lock_timeout', $1, false)", [f"{round(locks.give_up_after * 1000)}ms"])
+    try:
+        conn.execute(step.sql.encode())
+    except errors.LockNotAvailable:
+        raise LockNotAcquired(
+            thing,
+            f"{step.name} waited {locks.give_up_after:g} s for older transactions",
+            "end them, then run it again",
+        ) from None
+    finally:
+        if not conn.closed and not lost(psycopg.OperationalError(), conn):
+            with contextlib.suppress(psycopg.Error):
+                query(conn, "SELECT set_config('lock_timeout', '0', false)")
+    return True
+
+
+def run_steps(conn: Connection, steps: Sequence[Step], *, tell: Tell = silent) -> None:
+    """Run transactional steps in the caller's transaction."""
+    for step in steps:
+        if step.done_when and scalar(conn, step.done_when):
+            continue
+        tell(step.sql)
+        conn.execute(step.sql.encode())

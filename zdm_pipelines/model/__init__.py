@@ -1,0 +1,1 @@
+"""Words: the frozen values, states and errors that every other room speaks in."""

@@ -1,0 +1,191 @@
+"""The frozen values that phases, engine and dialects hand to each other."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any
+
+from zdm_pipelines.model.names import TableName
+from zdm_pipelines.model.states import Phase, State
+
+Key = tuple[str, ...]  # one primary-key value, each column in the server's own text form
+
+
+@dataclass(frozen=True, kw_only=True)
+class KeyRange:
+    """A primary-key interval: one Dagster partition."""
+
+    ordinal: int  # unique for ever within the migration
+    partition: str  # the key a person reads: ordinal and where it starts
+    lower: Key | None  # inclusive; None: from the first key
+    upper: Key | None  # exclusive; None: everything after, rows not yet inserted included
+
+
+@dataclass(frozen=True, kw_only=True)
+class RangeProgress:
+    """What the ledger knows of one range."""
+
+    range: KeyRange
+    done: bool
+    checkpoint: Key | None  # every row below it is moved
+    rows: int  # rows moved, over all runs of this range
+    batches: int
+    retries: int
+    seconds: float
+    wal_bytes: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Step:
+    """One statement of a phase, printable before it runs."""
+
+    name: str
+    sql: str
+    reason: str
+    lock: str  # the strongest lock it takes on the application's table
+    undo: str = ""  # SQL that takes it back; empty: nothing to take back
+    done_when: str = ""  # SQL giving true when it is done already; empty: only inside a transaction that also moves the state
+    in_transaction: bool = True  # CONCURRENTLY must stand alone
+
+
+@dataclass(frozen=True, kw_only=True)
+class Column:
+    """A column as the catalog has it."""
+
+    name: str
+    type: str  # as format_type prints it
+    not_null: bool
+    default: str | None
+    generated: bool
+    identity: bool
+    number: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rebuild:
+    """An index or constraint of the old column, as it will stand on the new one."""
+
+    kind: str  # index, unique (a constraint backed by an index), check, foreign_key
+    original: str
+    name: str
+    definition: str  # index: everything from USING on; constraint: its definition
+
+
+@dataclass(frozen=True, kw_only=True)
+class Catalog:
+    """One relation as the server described it before anything was changed; kept in the ledger from expand on."""
+
+    table: TableName
+    oid: int
+    rows: int  # planner's estimate, 0 when never analyzed
+    bytes: int  # heap, without indexes
+    columns: tuple[Column, ...]
+    key: tuple[Column, ...]  # primary key, in index order
+    up_inputs: tuple[str, ...] = ()  # columns that `up` reads
+    down_inputs: tuple[str, ...] = ()  # columns that `down` reads
+    immutable: bool = True  # whether `up` and `down` depend on the row alone, not on session settings
+    rebuilds: tuple[Rebuild, ...] = ()
+    warnings: tuple[str, ...] = ()
+
+    def column(self, name: str) -> Column:
+        """The column of that exact name.
+
+        Raises:
+            KeyError: there is none.
+        """
+        for column in self.columns:
+            if column.name == name:
+                return column
+        raise KeyError(name)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Flag:
+    """Which share of keys reads the new shape."""
+
+    name: str
+    percent: int  # 0 to 100
+    retired: bool  # the old shape is gone; stays at 100 for clients that still ask
+
+
+@dataclass(frozen=True, kw_only=True)
+class Parity:
+    """Rows that disagree, by category, with the first few keys of each. No values."""
+
+    rows: int  # rows compared
+    seconds: float
+    missing: int = 0  # old has a value, new has none
+    extra: int = 0  # new has a value, old has none
+    different: int = 0  # both have one
+    through_down: int = (
+        0  # agree as old = down(new) only: written by the new shape, and `down` loses information
+    )
+    keys: Mapping[str, Sequence[Key]] = field(default_factory=dict)
+    partitions: tuple[str, ...] = ()  # the ranges they lie in
+
+    @property
+    def agrees(self) -> bool:
+        """Whether no row disagrees."""
+        return not (self.missing or self.extra or self.different)
+
+    def describe(self) -> str:
+        """One line for people."""
+        if self.agrees:
+            return f"{self.rows:,} rows agree"
+        parts = []
+        for category in ("missing", "extra", "different"):
+            if count := getattr(self, category):
+                first = ", ".join("/".join(k) for k in self.keys.get(category, ()))
+                parts.append(f"{count:,} {category} (first keys: {first})")
+        return "; ".join(parts)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Check:
+    """One verdict of validate."""
+
+    name: str
+    passed: bool
+    summary: str
+    facts: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Report:
+    """What a phase did: the one value behind Dagster's metadata and the CLI's tables."""
+
+    migration: str
+    phase: Phase
+    state: State  # after the phase
+    summary: str
+    sql: tuple[str, ...] = ()  # what was executed, in order; repeated batches once
+    rows: int = 0
+    seconds: float = 0.0
+    batches: int = 0
+    retries: int = 0
+    wal_bytes: int = 0
+    checks: tuple[Check, ...] = ()
+    facts: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def rows_per_second(self) -> float:
+        """Rows per second of this phase, 0 when nothing moved."""
+        return self.rows / self.seconds if self.rows and self.seconds else 0.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Status:
+    """Where a migration stands."""
+
+    migration: str
+    state: State
+    ranges: int
+    ranges_done: int
+    rows_moved: int
+    flag: Flag | None
+    switched_at: datetime | None
+    tombstoned_at: datetime | None
+    stragglers: tuple[str, ...]
+    events: tuple[str, ...]  # the latest, newest first

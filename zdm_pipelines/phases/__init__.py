@@ -1,0 +1,1 @@
+"""What happens, in order: expand, backfill, validate, switch_reads, contract."""

@@ -1,0 +1,261 @@
+"""Backfill: move the old rows range by range, while the application reads and writes them."""
+
+from __future__ import annotations
+
+import queue
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+
+from zdm_pipelines.changes import bind
+from zdm_pipelines.dialects.postgres.connection import Connection, connected
+from zdm_pipelines.engine import ledger, locks, ranges
+from zdm_pipelines.engine.batches import Moved, RangeWorker
+from zdm_pipelines.engine.throttle import Governor
+from zdm_pipelines.model.errors import MigrationBusy, SpecError, StateConflict
+from zdm_pipelines.model.migration import Migration
+from zdm_pipelines.model.states import State
+from zdm_pipelines.model.values import Catalog, KeyRange, Step
+
+ALLOWED = frozenset(
+    {State.EXPANDED, State.BACKFILLING, State.BACKFILLED, State.VALIDATED, State.SWITCHING, State.SWITCHED}
+)
+
+
+class _Stopped(Exception):
+    """The run was cancelled; the batch before it is committed."""
+
+
+def plan(migration: Migration, catalog: Catalog) -> list[Step]:
+    """One batch, as it runs for each interval of keys."""
+    declared = migration.backfill
+    # Any interval does: the values are bound when it runs.
+    sql, _ = bind(migration, catalog).move(("…",) * len(catalog.key), ("…",) * len(catalog.key))
+    return [
+        Step(
+            name=f"move at most {declared.batch_rows:,} rows",
+            sql=sql,
+            reason=f"once a batch, ranges of about {declared.range_rows:,} rows, {declared.max_parallel} at a time; "
+            "commits together with its checkpoint",
+            lock="ROW EXCLUSIVE; row locks for one batch, rows locked by others are passed over",
+        )
+    ]
+
+
+def run(
+    migration: Migration,
+    url: str,
+    *,
+    partitions: Sequence[str] | None = None,
+    repair: bool = False,
+    tell: locks.Tell = locks.silent,
+    batch: Callable[[Moved], None] = lambda _: None,
+) -> Iterator[Moved]:
+    """Move ranges, giving one `Moved` as each is proven done. Closing the iterator stops at the next batch.
+
+    Args:
+        partitions: which ranges; default: those not done.
+        repair: rows that disagree are taken from the old shape.
+        batch: called from worker threads after each batch.
+
+    Raises:
+        StateConflict, MigrationBusy, LockNotAcquired, MappingFailed, Throttled, DatabaseUnreachable, OutcomeUnknown
+    """
+    entry, wanted = locks.resilient(
+        lambda: _begin(migration, url, partitions, repair), thing=migration.name, tell=tell
+    )
+    job = _Job(migration, url, entry, repair=repair, tell=tell, batch=batch)
+    try:
+        yield from job.work(wanted)
+    finally:
+        job.close()
+    locks.resilient(lambda: _finish(migration, url), thing=migration.name, tell=tell)
+
+
+def _begin(
+    migration: Migration, url: str, partitions: Sequence[str] | None, repair: bool
+) -> tuple[ledger.Entry, list[KeyRange]]:
+    with locks.session(url, migration, purpose="backfill", shared=True) as conn:
+        entry = ledger.require(conn, migration, ALLOWED, to_do="be backfilled")
+        if repair and entry.state in (State.SWITCHING, State.SWITCHED):
+            raise StateConflict(
+                migration.name,
+                "serves reads from the new shape, which is the truth now",
+                "roll back to validated before a repair from the old shape",
+            )
+        known = ranges.progress(conn, entry.id)
+        if partitions is None:
+            wanted = [r.range for r in known if repair or not r.done]
+        else:
+            by_key = {r.range.partition: r.range for r in known}
+            if unknown := [p for p in partitions if p not in by_key]:
+                raise SpecError(
+                    f"{migration.name} range {unknown[0]}",
+                    "is not in the ledger",
+                    "materialize expand, which lists the ranges anew",
+                )
+            wanted = [by_key[p] for p in partitions]
+        return entry, wanted
+
+
+def _finish(migration: Migration, url: str) -> State:
+    """Move on to `backfilled` when every range is done."""
+    with connected(url, purpose=f"{migration.name} backfill") as conn:
+        entry = ledger.require(conn, migration, ALLOWED, to_do="be backfilled")
+        if entry.state not in (State.EXPANDED, State.BACKFILLING):
+            return entry.state
+        if all(r.done for r in ranges.progress(conn, entry.id)):
+            return _move(conn, entry, State.BACKFILLED, "every range is moved")
+        return entry.state
+
+
+def _move(conn: Connection, entry: ledger.Entry, to: State, what: str) -> State:
+    """Move on; another worker that did the same a moment before is no conflict."""
+    try:
+        with ledger.transaction(conn):
+            return ledger.move(conn, entry, to, what=what).state
+    except StateConflict:
+        now = ledger.state(conn, entry.name)
+        if now != to:
+            raise
+        return now
+
+
+class _Job:
+    """The workers of one run."""
+
+    def __init__(
+        self,
+        migration: Migration,
+        url: str,
+        entry: ledger.Entry,
+        *,
+        repair: bool,
+        tell: locks.Tell,
+        batch: Callable[[Moved], None],
+    ) -> None:
+        self.migration = migration
+        self.url = url
+        self.entry = entry
+        self.repair = repair
+        self.tell = tell
+        self.batch = batch
+        self.stop = threading.Event()
+        self.change = bind(migration, entry.catalog, migration_id=entry.id)
+        self.governor = Governor(url, migration.throttle, entry.catalog, tell=tell)
+        self.pool = ThreadPoolExecutor(migration.backfill.max_parallel, thread_name_prefix="zdm")
+
+    def work(self, wanted: Sequence[KeyRange]) -> Iterator[Moved]:
+        """Give ranges out to the workers and their outcomes to the caller, as they come."""
+        outcomes: queue.SimpleQueue[Moved | BaseException] = queue.SimpleQueue()
+
+        def one(which: KeyRange) -> None:
+            try:
+                outcomes.put(
+                    locks.resilient(
+                        lambda: self._range(which),
+                        thing=f"{self.migration.name} range {which.partition}",
+                        tell=self.tell,
+                    )
+                )
+            except BaseException as error:  # noqa: BLE001 - handed to the caller's thread, nothing is swallowed
+                outcomes.put(error)
+
+        for which in wanted:
+            self.pool.submit(one, which)
+        failure: BaseException | None = None
+        for _ in wanted:
+            # A short wait keeps the main thread open to interrupts.
+            while True:
+                try:
+                    outcome = outcomes.get(timeout=0.5)
+                    break
+                except queue.Empty:
+                    continue
+            if isinstance(outcome, Moved):
+                yield outcome
+            elif failure is None and not isinstance(outcome, _Stopped):
+                # The other ranges of the run are no worse for it: those under way end at their next batch.
+                failure = outcome
+                self.stop.set()
+        if failure is not None:
+            raise failure
+
+    def close(self) -> None:
+        """Stop at the next batch and wait for the workers."""
+        self.stop.set()
+        self.pool.shutdown(wait=True, cancel_futures=True)
+        self.governor.close()
+
+    def _wait(self) -> float:
+        if self.stop.is_set():
+            raise _Stopped
+        return self.governor.wait(self.stop)
+
+    def _range(self, wanted: KeyRange) -> Moved:
+        if self.stop.is_set():
+            raise _Stopped
+        name = self.migration.name
+        with (
+            locks.session(self.url, self.migration, purpose=f"range {wanted.partition}", shared=True) as conn,
+            self._slot(conn),
+        ):
+            if not locks.take(conn, f"zdm:range:{self.entry.id}:{wanted.ordinal}"):
+                raise MigrationBusy(
+                    f"{name} range {wanted.partition}",
+                    "is being moved by another run",
+                    "wait for it, or cancel it",
+                )
+            entry = ledger.require(conn, self.migration, ALLOWED, to_do="be backfilled")
+            if entry.state == State.EXPANDED:
+                entry_state = _move(conn, entry, State.BACKFILLING, "backfill began")
+            else:
+                entry_state = entry.state
+            moved = RangeWorker(
+                conn, migration_id=entry.id, name=name, catalog=entry.catalog, sql=self.change,
+                declared=self.migration.backfill, patience=self.migration.locks.give_up_after, wait=self._wait,
+                tell=self.batch, repair=self.repair,
+            ).run(wanted)  # fmt: skip
+            if moved.rows and entry_state not in (State.BACKFILLING, State.EXPANDED):
+                self._again(conn)
+            return moved
+
+    def _again(self, conn: Connection) -> None:
+        """Rows were moved after they had been called complete: what was proven of them is void."""
+        entry = ledger.require(conn, self.migration, ALLOWED, to_do="be backfilled")
+        if entry.state != State.BACKFILLING:
+            with ledger.transaction(conn):
+                ledger.forget_checks(conn, entry.id)
+            _move(conn, entry, State.BACKFILLING, "rows were moved again: validate anew")
+
+    @contextmanager
+    def _slot(self, conn: Connection) -> Iterator[None]:
+        """One of `max_parallel` places of this migration, over all runs and machines."""
+        names = [f"zdm:slot:{self.entry.id}:{n}" for n in range(self.migration.backfill.max_parallel)]
+        told = False
+        while not any(locks.take(conn, name, wait=0) for name in names):
+            if self.stop.is_set():
+                raise _Stopped
+            if not told:
+                self.tell(f"waiting for one of {len(names)} places (backfill.max_parallel)")
+                told = True
+            time.sleep(0.2)
+        yield  # given back with the session
+
+
+def undo(migration: Migration, url: str, *, tell: locks.Tell = locks.silent) -> None:
+    """Forget the progress. The values stay in the new column, which both code versions keep in sync."""
+    locks.resilient(lambda: _undo(migration, url), thing=migration.name, tell=tell)
+
+
+def _undo(migration: Migration, url: str) -> None:
+    with locks.session(url, migration, purpose="rollback") as conn:
+        entry = ledger.require(conn, migration, ALLOWED, to_do="undo backfill")
+        if entry.state == State.EXPANDED:
+            return
+        with ledger.transaction(conn):
+            ranges.reset(conn, entry.id)
+            ledger.forget_checks(conn, entry.id)
+            ledger.move(conn, entry, State.EXPANDED, what="backfill undone")

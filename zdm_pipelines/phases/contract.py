@@ -1,0 +1,265 @@
+"""Contract: rename the old shape out of sight, and drop it once nobody missed it; the gate decides both times."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable, Sequence
+from datetime import datetime, timedelta
+
+import psycopg
+
+from zdm_pipelines.changes import Change, bind
+from zdm_pipelines.dialects.postgres.connection import Connection, connected, query, scalar
+from zdm_pipelines.engine import gate, ledger, locks, parity, ranges
+from zdm_pipelines.model.errors import GateRefused
+from zdm_pipelines.model.migration import Migration
+from zdm_pipelines.model.states import Phase, State
+from zdm_pipelines.model.values import Catalog, Report, Step
+
+# The proof must end before tracking ends by itself.
+_TRACK = timedelta(hours=24)
+_FEW = 2_000  # recorded keys that are compared under the lock: some milliseconds
+_DRAINS = 20
+
+
+def plan(migration: Migration, catalog: Catalog) -> list[Step]:
+    """Both stages; the gate stands before each."""
+    change = bind(migration, catalog)
+    return [change.track("…"), *change.tombstone(), *change.drop()]
+
+
+def run(
+    migration: Migration,
+    url: str,
+    *,
+    more_reasons: Sequence[str] = (),
+    tell: locks.Tell = locks.silent,
+    compared: Callable[[int], None] = lambda _: None,
+) -> Report:
+    """From `switched` to `tombstoned`, from there to `contracted`; one stage a run.
+
+    Args:
+        more_reasons: what the caller knows against it, besides what the database says.
+
+    Raises:
+        GateRefused: with every reason; nothing was changed.
+        LockNotAcquired, MigrationBusy, DatabaseUnreachable, OutcomeUnknown
+    """
+    return locks.resilient(
+        lambda: _Run(migration, url, more_reasons, tell, compared).run(), thing=migration.name, tell=tell
+    )
+
+
+class _Run:
+    def __init__(
+        self,
+        migration: Migration,
+        url: str,
+        more_reasons: Sequence[str],
+        tell: locks.Tell,
+        compared: Callable[[int], None],
+    ) -> None:
+        self.migration = migration
+        self.url = url
+        self.more_reasons = more_reasons
+        self.tell = tell
+        self.compared = compared
+        self.done: list[str] = []
+        self.retries = 0
+        self.rows = 0
+
+    def run(self) -> Report:
+        begun = time.monotonic()
+        with locks.session(self.url, self.migration, purpose="contract") as conn:
+            entry = ledger.find(conn, self.migration.name)
+            if entry is not None and entry.state == State.CONTRACTED:
+                summary = "the old column is gone already"
+            else:
+                change = self._gate(conn, entry)
+                assert entry is not None  # else the gate refused
+                entry, summary = (
+                    self._tombstone(conn, entry, change)
+                    if entry.state == State.SWITCHED
+                    else self._drop(conn, entry, change)
+                )
+        return Report(
+            migration=self.migration.name,
+            phase=Phase.CONTRACT,
+            state=entry.state,
+            summary=summary,
+            sql=tuple(self.done),
+            rows=self.rows,
+            seconds=time.monotonic() - begun,
+            retries=self.retries,
+        )
+
+    def _change(self, entry: ledger.Entry) -> Change:
+        return bind(
+            self.migration, entry.catalog, migration_id=entry.id, tombstoned=entry.state == State.TOMBSTONED
+        )
+
+    def _gate(self, conn: Connection, entry: ledger.Entry | None) -> Change:
+        change = self._change(entry) if entry else None
+        reasons = self._reasons(conn, entry, change) + list(self.more_reasons)
+        if reasons:
+            self._refuse(conn, entry, reasons)
+        assert change is not None  # without an entry there is a reason
+        return change
+
+    def _reasons(self, conn: Connection, entry: ledger.Entry | None, change: Change | None) -> list[str]:
+        return gate.reasons(
+            conn,
+            entry,
+            self.migration,
+            old_column=change.old_relation() if change else "",
+            triggers=change.sync_triggers() if change else (),
+            constraints=change.constrain() if change else (),
+        )
+
+    def _refuse(self, conn: Connection, entry: ledger.Entry | None, reasons: list[str]) -> None:
+        if entry is not None:
+            ledger.append(conn, entry.id, "contract refused", detail={"reasons": reasons})
+        raise GateRefused(self.migration.name, reasons)
+
+    def _compare(self, conn: Connection, entry: ledger.Entry, change: Change) -> None:
+        known = [r.range for r in ranges.progress(conn, entry.id)]
+        verdict = parity.compare(conn, self.migration.name, change, known, tell=self.compared)
+        self.rows = verdict.rows
+        if not verdict.agrees:
+            where = ", ".join(verdict.partitions[:10])
+            self._refuse(
+                conn, entry, [f"old and new disagree: {verdict.describe()} in range {where}; run validate"]
+            )
+
+    # -- first stage --------------------------------------------------------------------------------------
+
+    def _tombstone(self, conn: Connection, entry: ledger.Entry, change: Change) -> tuple[ledger.Entry, str]:
+        until: datetime = scalar(conn, "SELECT clock_timestamp() + $1", [_TRACK])
+        track = change.track(until.isoformat())
+        query(conn, "DELETE FROM zdm.touched WHERE migration_id = $1", [entry.id])
+        self._step(conn, track.sql)
+        try:
+            gate.wait_for_writers(
+                conn,
+                entry.catalog.oid,
+                patience=self.migration.locks.give_up_after,
+                thing=f"{self.migration.name} contract",
+            )
+            self._compare(conn, entry, change)
+            self._drain(conn, entry, change)
+            moved, tries = locks.change_schema(
+                conn,
+                lambda: self._rename(conn, entry, change, until),
+                thing=f"{self.migration.name} contract",
+                oid=entry.catalog.oid,
+                locks=self.migration.locks,
+                tell=self.tell,
+            )
+        except BaseException:
+            with contextlib.suppress(psycopg.Error):
+                conn.execute(track.undo.encode())
+                query(conn, "DELETE FROM zdm.touched WHERE migration_id = $1", [entry.id])
+            raise
+        self.retries += tries
+        self.done += [step.sql for step in change.tombstone()]
+        kept = timedelta(seconds=self.migration.contract.tombstone_window)
+        assert moved.tombstoned_at is not None  # entered together with the state
+        return moved, (
+            f"parity proven over {self.rows:,} rows and again under the lock; the old column is out of sight and may be "
+            f"dropped by another run after {moved.tombstoned_at + kept:%Y-%m-%d %H:%M:%S %Z}"
+        )
+
+    def _step(self, conn: Connection, sql: str) -> None:
+        self.tell(sql)
+        conn.execute(sql.encode())
+        self.done.append(sql)
+
+    def _drain(self, conn: Connection, entry: ledger.Entry, change: Change) -> None:
+        """Compare what was written during the scan before the lock is asked for, until little is left."""
+        for _ in range(_DRAINS):
+            if self._touched(conn, entry, change) <= _FEW:
+                return
+
+    def _touched(self, conn: Connection, entry: ledger.Entry, change: Change) -> int:
+        taken, disagreeing = query(conn, change.touched_disagreeing(), [entry.id])[0]
+        if disagreeing:
+            raise GateRefused(
+                self.migration.name,
+                [f"{disagreeing} of {taken} rows written during the proof disagree; run validate"],
+            )
+        return int(taken)
+
+    def _rename(self, conn: Connection, entry: ledger.Entry, change: Change, until: datetime) -> ledger.Entry:
+        """Under the lock: nobody writes now, so what is proven stays true until the rename is committed."""
+        query(conn, f"LOCK TABLE {entry.catalog.table.sql} IN ACCESS EXCLUSIVE MODE")
+        if reasons := self._reasons(conn, entry, change):
+            raise GateRefused(self.migration.name, reasons)
+        if scalar(conn, "SELECT clock_timestamp() > $1", [until]):
+            raise GateRefused(self.migration.name, [f"the proof took longer than {_TRACK}"])
+        self._touched(conn, entry, change)
+        locks.run_steps(conn, change.tombstone())
+        return ledger.move(conn, entry, State.TOMBSTONED, what="old column out of sight")
+
+    # -- second stage -------------------------------------------------------------------------------------
+
+    def _drop(self, conn: Connection, entry: ledger.Entry, change: Change) -> tuple[ledger.Entry, str]:
+        self._compare(conn, entry, change)
+
+        def apply() -> ledger.Entry:
+            query(conn, f"LOCK TABLE {entry.catalog.table.sql} IN ACCESS EXCLUSIVE MODE")
+            if reasons := self._reasons(conn, entry, change):
+                raise GateRefused(self.migration.name, reasons)
+            locks.run_steps(conn, change.drop())
+            ledger.set_flag(conn, entry.id, 100, retired=True)
+            ledger.forget_writes(conn, entry.id)
+            return ledger.move(conn, entry, State.CONTRACTED, what="old column dropped")
+
+        moved, tries = locks.change_schema(
+            conn,
+            apply,
+            thing=f"{self.migration.name} contract",
+            oid=entry.catalog.oid,
+            locks=self.migration.locks,
+            tell=self.tell,
+        )
+        self.retries += tries
+        self.done += [step.sql for step in change.drop()]
+        return moved, f"the old column is dropped; {self.rows:,} rows agreed to the end"
+
+
+def undo(migration: Migration, url: str, *, tell: locks.Tell = locks.silent) -> None:
+    """Bring the old column back from its tombstone."""
+    locks.resilient(lambda: _undo(migration, url, tell), thing=migration.name, tell=tell)
+
+
+def _undo(migration: Migration, url: str, tell: locks.Tell) -> None:
+    with locks.session(url, migration, purpose="rollback") as conn:
+        entry = ledger.require(conn, migration, {State.TOMBSTONED, State.SWITCHED}, to_do="undo contract")
+        if entry.state == State.SWITCHED:
+            return
+        # The steps are those that made the tombstone, taken back in reverse.
+        steps = bind(migration, entry.catalog, migration_id=entry.id).tombstone()
+
+        def apply() -> None:
+            for step in reversed(steps):
+                tell(step.undo)
+                conn.execute(step.undo.encode())
+            ledger.move(conn, entry, State.SWITCHED, what="old column back")
+
+        locks.change_schema(
+            conn,
+            apply,
+            thing=f"{migration.name} rollback",
+            oid=entry.catalog.oid,
+            locks=migration.locks,
+            tell=tell,
+        )
+
+
+def refusals(migration: Migration, url: str) -> list[str]:
+    """What stands against contract now, without the comparison of rows; changes nothing."""
+    with connected(url, purpose=f"{migration.name} status") as conn:
+        entry = ledger.find(conn, migration.name)
+        run_ = _Run(migration, url, (), locks.silent, lambda _: None)
+        return run_._reasons(conn, entry, run_._change(entry) if entry else None)

@@ -1,0 +1,79 @@
+"""Rollback: undo phases in reverse order, back to an earlier state, up to the tombstone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from zdm_pipelines.dialects.postgres.connection import connected
+from zdm_pipelines.engine import ledger, locks
+from zdm_pipelines.model.errors import StateConflict
+from zdm_pipelines.model.migration import Migration
+from zdm_pipelines.model.states import State
+from zdm_pipelines.phases import backfill, contract, expand, switch_reads, validate
+
+# Where one may go back to, and what is undone on the way there from the end.
+TARGETS = (State.SWITCHED, State.VALIDATED, State.BACKFILLED, State.EXPANDED, State.ROLLED_BACK)
+_UNDONE_FROM = {
+    State.SWITCHED: frozenset({State.TOMBSTONED}),
+    State.VALIDATED: frozenset({State.SWITCHED, State.SWITCHING}),
+    # Also from `backfilled` itself: a validate that was killed leaves indexes behind.
+    State.BACKFILLED: frozenset({State.VALIDATED, State.BACKFILLED}),
+    State.EXPANDED: frozenset({State.BACKFILLED, State.BACKFILLING}),
+    State.ROLLED_BACK: frozenset({State.EXPANDED}),
+}
+
+
+def run(
+    migration: Migration, url: str, *, to: State, force: bool = False, tell: locks.Tell = locks.silent
+) -> State:
+    """Undo phase by phase until the migration is in state `to`; run again, it goes on.
+
+    Args:
+        to: one of TARGETS; `rolled_back` removes everything from the application's schema.
+        force: also when new code still writes the new shape.
+
+    Raises:
+        StateConflict: it is contracted, never began, or is not past `to`.
+    """
+    if to not in TARGETS:
+        raise StateConflict(
+            migration.name, f"cannot be rolled back to {to}", f"choose one of {', '.join(TARGETS)}"
+        )
+    undos: dict[State, Callable[[], None]] = {
+        State.SWITCHED: lambda: contract.undo(migration, url, tell=tell),
+        State.VALIDATED: lambda: switch_reads.undo(migration, url, tell=tell),
+        State.BACKFILLED: lambda: validate.undo(migration, url, tell=tell),
+        State.EXPANDED: lambda: backfill.undo(migration, url, tell=tell),
+        State.ROLLED_BACK: lambda: expand.undo(migration, url, force=force, tell=tell),
+    }
+    now = _state(migration, url)
+    if now in (State.CONTRACTED, State.PLANNED):
+        fact = (
+            "is contracted: the old column is gone"
+            if now == State.CONTRACTED
+            else "never began in this database"
+        )
+        way = (
+            "declare a migration the other way round"
+            if now == State.CONTRACTED
+            else "there is nothing to roll back"
+        )
+        raise StateConflict(migration.name, fact, way)
+    order = [*TARGETS]
+    if now != to and now in order and order.index(now) > order.index(to):
+        raise StateConflict(
+            migration.name, f"is {now}, before {to}", "roll back to an earlier state, or run its phases"
+        )
+    for target in TARGETS[: order.index(to) + 1]:
+        now = _state(migration, url)
+        if now in _UNDONE_FROM[target]:
+            undos[target]()
+    return _state(migration, url)
+
+
+def _state(migration: Migration, url: str) -> State:
+    with connected(url, purpose=f"{migration.name} rollback") as conn:
+        return ledger.state(conn, migration.name)
+
+
+__all__ = ["TARGETS", "run"]
