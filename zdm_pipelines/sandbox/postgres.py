@@ -51,13 +51,12 @@ class Cluster:
 
         def server(name: str, server_port: int) -> Server:
             data = self.folder / name
-            return Server(
-                data, port=server_port, bin_folder=bin_folder, account=account, settings=settings or {}
-            )
+            return Server(data, port=server_port, bin_folder=bin_folder, account=account, settings=settings or {})
 
         self.primary = server("primary", port or processes.free_port())
         replica_port = port + 1 if port else processes.free_port(avoid=[self.primary.port])
-        self._replica = server("replica", replica_port) if replica else None
+        self._standby = server("replica", replica_port)
+        self._replicated = replica
 
     @property
     def replica(self) -> Server:
@@ -66,9 +65,9 @@ class Cluster:
         Raises:
             SandboxError: this cluster has none.
         """
-        if self._replica is None:
+        if not self._replicated:
             raise SandboxError(str(self.folder), "this cluster has no replica", "make it with replica=True")
-        return self._replica
+        return self._standby
 
     def start(self) -> None:
         """Start both servers, made first if need be, and wait until they take connections.
@@ -81,16 +80,15 @@ class Cluster:
             self._fresh = False
         try:
             self._start_primary()
-            if self._replica is not None:
-                self._start_replica(self._replica)
+            if self._replicated:
+                self._start_replica(self._standby)
         except BaseException:
             self.stop()
             raise
 
     def stop(self) -> None:
         """Stop both servers; the folder stays, and may be started again."""
-        if self._replica is not None:
-            self._replica.stop()
+        self._standby.stop()
         self.primary.stop()
 
     def remove(self) -> None:
@@ -116,9 +114,7 @@ class Cluster:
             query = "SELECT pg_last_wal_replay_lsn() >= %s::pg_lsn"
             while row is not None and connection.execute(query, row).fetchone() != (True,):
                 if time.monotonic() > deadline:
-                    raise SandboxError(
-                        "replica", f"not caught up after {timeout:g} s", f"see {self.replica.log}"
-                    )
+                    raise SandboxError("replica", f"not caught up after {timeout:g} s", f"see {self.replica.log}")
                 time.sleep(0.02)
 
     def __enter__(self) -> Cluster:
@@ -133,8 +129,8 @@ class Cluster:
     def _start_primary(self) -> None:
         if not self.primary.initialized:
             self.primary.initialize()
-            if self._replica is not None and self._replica.data.exists():
-                shutil.rmtree(self._replica.data)  # it followed another primary
+            if self._standby.data.exists():
+                shutil.rmtree(self._standby.data)  # it followed another primary
         found = (self.primary.data / "PG_VERSION").read_text().strip()
         if found != str(self._version):
             raise SandboxError(
@@ -157,7 +153,11 @@ class Cluster:
         replica.start()
 
     def _wipe(self) -> None:
-        for server in filter(None, (self._replica, self.primary)):
+        for server in (
+            self._standby,
+            self.primary,
+        ):  # an earlier cluster in this folder may have had a replica
+            server.await_predecessor()
             for place in (server.data, server.data.with_name(f"{server.data.name}.new")):
                 shutil.rmtree(place, ignore_errors=True)
             server.log.unlink(missing_ok=True)

@@ -85,18 +85,14 @@ def start(
             sink.close()
 
 
-def start_module(
-    module: str, *, death_signal: signal.Signals | None = signal.SIGTERM
-) -> subprocess.Popen[str]:
+def start_module(module: str, *, death_signal: signal.Signals | None = signal.SIGTERM) -> subprocess.Popen[str]:
     """Start a module of this package as a program to talk to through its stdin and stdout."""
     path = os.pathsep.join(filter(None, (str(_PACKAGE), os.environ.get("PYTHONPATH"))))
     env = os.environ | {"PYTHONPATH": path}
     return start([sys.executable, "-m", module], death_signal=death_signal, env=env, pipes=True)
 
 
-def end(
-    process: subprocess.Popen[str], *, grace: float = 10.0, first: signal.Signals = signal.SIGTERM
-) -> None:
+def end(process: subprocess.Popen[str], *, grace: float = 10.0, first: signal.Signals = signal.SIGTERM) -> None:
     """End a program and its descendants: ask, kill after `grace` seconds, return when all are gone."""
     family = descendants(process.pid)
     if process.poll() is None:
@@ -154,9 +150,7 @@ def await_gone(processes: Sequence[psutil.Process], timeout: float) -> None:
     waited = 0.0
     while left := [process.pid for process in processes if _alive(process)]:
         if waited >= timeout:
-            raise SandboxError(
-                f"process {left[0]}", f"still runs after {timeout:g} s", "look at what holds it up"
-            )
+            raise SandboxError(f"process {left[0]}", f"still runs after {timeout:g} s", "look at what holds it up")
         psutil.wait_procs([process for process in processes if _alive(process)], timeout=0.02)
         waited += 0.02
 

@@ -118,7 +118,8 @@ class Server:
         """
         if self._own_pid() is not None:
             return
-        self._await_predecessor(timeout)
+        self.await_predecessor(timeout)
+        self._await_port(timeout)
         self._write_settings()
         self._process = processes.start(
             [self.binary("postgres"), "-D", self.data],
@@ -228,9 +229,7 @@ class Server:
         if self._account is not None:
             os.chown(building, self._account.uid, self._account.gid)
         command = [str(self.binary(program)), *arguments, str(building)]
-        process = processes.start(
-            command, account=self._account, env=_environment(), cwd=building.parent, log=self.log
-        )
+        process = processes.start(command, account=self._account, env=_environment(), cwd=building.parent, log=self.log)
         if process.wait() != 0:
             raise self._failure(f"{program} failed")
         building.rename(self.data)
@@ -259,16 +258,23 @@ class Server:
         except FileNotFoundError:
             return []
 
-    def _await_predecessor(self, timeout: float) -> None:
-        """Wait for the server of an earlier process on this folder: the kernel has told it to stop."""
+    def await_predecessor(self, timeout: float = 30.0) -> None:
+        """Wait for the server of an earlier process on this folder: the kernel has told it to stop.
+
+        Raises:
+            SandboxError: it still runs after `timeout` seconds, so somebody uses it.
+        """
         lines = self._pid_file()
-        if lines and psutil.pid_exists(int(lines[0])):
+        if not lines or not psutil.pid_exists(int(lines[0])):
+            return
+        try:
             earlier = psutil.Process(int(lines[0]))
-            try:
-                if str(self.data) in earlier.cmdline():
-                    processes.await_gone([earlier, *earlier.children(recursive=True)], timeout)
-            except psutil.NoSuchProcess:
-                pass
+            if str(self.data) in earlier.cmdline():
+                processes.await_gone([earlier, *earlier.children(recursive=True)], timeout)
+        except psutil.NoSuchProcess:
+            return
+
+    def _await_port(self, timeout: float) -> None:
         deadline = time.monotonic() + timeout
         while not processes.port_is_free(self.port):
             if time.monotonic() > deadline:

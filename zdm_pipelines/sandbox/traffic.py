@@ -115,9 +115,7 @@ class Traffic:
             except BrokenPipeError:
                 line = ""
         if not line:
-            raise SandboxError(
-                "traffic", f"its process ended (exit code {self._process.poll()})", "start another"
-            )
+            raise SandboxError("traffic", f"its process ended (exit code {self._process.poll()})", "start another")
         answer = json.loads(line)
         if "error" in answer:
             raise SandboxError("traffic", f"cannot {command}", answer["error"])

@@ -79,13 +79,18 @@ class Client(threading.Thread):
             found = connection.execute(
                 "SELECT 1 FROM pg_attribute WHERE attrelid = 'public.users'::regclass AND attname = %s", [OLD]
             ).fetchone()
-            rows = connection.execute(
-                _sql(_SHARE, OLD if found else NEW), [self._plan.clients, self._number, _ROWS]
-            )
+            rows = connection.execute(_sql(_SHARE, OLD if found else NEW), [self._plan.clients, self._number, _ROWS])
             self._rows = {key: {(name, logins)} for key, name, logins in rows}
 
     def run(self) -> None:
-        """Send requests at its share of the rate."""
+        """Send requests until told to stop; a mistake in this code counts, too: traffic never just goes quiet."""
+        try:
+            self._run()
+        except Exception as error:  # noqa: BLE001 - a thread has nobody else to tell
+            recorder = self._plan.recorder
+            recorder.failed(recorder.section, VERSIONS[self.deployed][0], f"{self.name} ended: {error!r}")
+
+    def _run(self) -> None:
         pace = self._plan.clients / self._plan.rate
         due = time.monotonic()
         while not self._plan.stop.is_set():
@@ -147,16 +152,16 @@ class Client(threading.Thread):
     def _rename(self, version: str, column: str, key: int) -> None:
         name = self._new_name()
         statement = _sql("UPDATE public.users SET {name} = %s WHERE id = %s", column)
-        with self._writing(key, lambda state: (name, state[1])) as check:
+        with self._writing(version, key, lambda state: (name, state[1])) as check:
             check(self._query(version, statement, [name, key]).rowcount)
 
     def _log_in(self, version: str, key: int) -> None:
         statement = _sql("UPDATE public.users SET login_count = login_count + 1 WHERE id = %s")
-        with self._writing(key, lambda state: (state[0], state[1] + 1)) as check:
+        with self._writing(version, key, lambda state: (state[0], state[1] + 1)) as check:
             check(self._query(version, statement, [key]).rowcount)
 
     def _delete(self, version: str, key: int) -> None:
-        with self._writing(key, lambda state: None) as check:
+        with self._writing(version, key, lambda state: None) as check:
             check(self._query(version, _sql("DELETE FROM public.users WHERE id = %s"), [key]).rowcount)
 
     def _insert(self, version: str, column: str) -> None:
@@ -184,7 +189,7 @@ class Client(threading.Thread):
             raise
         with contextlib.ExitStack() as stack:
             checks = {
-                key: stack.enter_context(self._writing(key, partial(_renamed, names[key]))) for key in keys
+                key: stack.enter_context(self._writing(version, key, partial(_renamed, names[key]))) for key in keys
             }
             self._query(version, _sql("COMMIT"))
             for key, check in checks.items():
@@ -194,7 +199,7 @@ class Client(threading.Thread):
 
     @contextlib.contextmanager
     def _writing(
-        self, key: int, change: Callable[[tuple[str, int]], State]
+        self, version: str, key: int, change: Callable[[tuple[str, int]], State]
     ) -> Iterator[Callable[[int], None]]:
         """Write one row: it then says what `change` makes of it, or either if nobody can know."""
         before = self._rows[key]
@@ -202,7 +207,7 @@ class Client(threading.Thread):
 
         def check(touched: int) -> None:
             if touched == 0 and None not in before:
-                self._plan.recorder.wrong(self.deployed, f"user {key}: a write found no row")
+                self._plan.recorder.wrong(version, f"user {key}: a write found no row")
             self._rows[key] = after if touched else {None}
 
         try:
@@ -224,9 +229,7 @@ class Client(threading.Thread):
         for column in (OLD, NEW):
             keys = [key for key in self._rows if self._reads(version, key) == column]
             if keys:
-                statement = _sql(
-                    "SELECT id, {name}, login_count FROM public.users WHERE id = ANY(%s)", column
-                )
+                statement = _sql("SELECT id, {name}, login_count FROM public.users WHERE id = ANY(%s)", column)
                 rows = self._query(version, statement, [keys]).fetchall()
                 seen = {key: (name, logins) for key, name, logins in rows}
                 for key in keys:
@@ -238,9 +241,7 @@ class Client(threading.Thread):
 
     # Its connections.
 
-    def _query(
-        self, version: str, statement: sql.Composed, values: list[Any] | None = None
-    ) -> psycopg.Cursor[Any]:
+    def _query(self, version: str, statement: sql.Composed, values: list[Any] | None = None) -> psycopg.Cursor[Any]:
         recorder = self._plan.recorder
         section, started, text = recorder.section, time.perf_counter(), statement.as_string()
         try:

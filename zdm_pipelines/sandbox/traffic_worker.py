@@ -38,9 +38,7 @@ class Worker:
             recorder=Recorder(),
             flags=Flags(connect),
         )
-        self._clients = [
-            Client(self._plan, number, settings["deployment"]) for number in range(self._plan.clients)
-        ]
+        self._clients = [Client(self._plan, number, settings["deployment"]) for number in range(self._plan.clients)]
         for client in self._clients:
             client.learn()
         for client in self._clients:
