@@ -10,9 +10,7 @@ __all__ = ["Change", "bind"]
 _KINDS = {"replace_column": ReplaceColumnChange}
 
 
-def bind(
-    migration: Migration, catalog: Catalog, *, migration_id: int = 0, tombstoned: bool = False
-) -> Change:
+def bind(migration: Migration, catalog: Catalog, *, migration_id: int = 0, tombstoned: bool = False) -> Change:
     """The declared change over a table as it was before.
 
     Args:

@@ -38,9 +38,7 @@ class Change(Protocol):
         """Names of the triggers that keep both shapes in sync."""
         ...
 
-    def move(
-        self, lower: Key | None, upper: Key | None, *, repair: bool = False
-    ) -> tuple[str, list[list[str]]]:
+    def move(self, lower: Key | None, upper: Key | None, *, repair: bool = False) -> tuple[str, list[list[str]]]:
         """One batch of the backfill; with `repair`, rows that disagree are taken from the old shape."""
         ...
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from zdm_pipelines.dialects.postgres.replace_column import ReplaceColumnSql, expression
 from zdm_pipelines.model.migration import Migration
 from zdm_pipelines.model.names import fitted, quote
-from zdm_pipelines.model.values import Catalog, Key, Rebuild, Step
+from zdm_pipelines.model.values import Catalog, Rebuild, Step
 
 _SHORT = "ACCESS EXCLUSIVE, for milliseconds"
 _TRIGGER = "SHARE ROW EXCLUSIVE, for milliseconds"
@@ -19,9 +19,7 @@ def _text(value: str) -> str:
 class ReplaceColumnChange:
     """`Change` for replace_column; see the protocol for what each method is."""
 
-    def __init__(
-        self, migration: Migration, catalog: Catalog, migration_id: int, *, tombstoned: bool = False
-    ) -> None:
+    def __init__(self, migration: Migration, catalog: Catalog, migration_id: int, *, tombstoned: bool = False) -> None:
         self._migration = migration
         self._catalog = catalog
         self._id = migration_id
@@ -81,7 +79,7 @@ class ReplaceColumnChange:
                 Step(
                     name=f"let it fire in every session ({event})",
                     sql=f"ALTER TABLE {sql.table} ENABLE ALWAYS TRIGGER {trigger}",
-                    reason="sessions with session_replication_role = replica, such as logical replication, are mirrored too",
+                    reason="sessions in replica role, such as logical replication, are mirrored too",
                     lock=_TRIGGER,
                 )
             )
@@ -112,29 +110,31 @@ class ReplaceColumnChange:
         return _text(f"{quote(self._catalog.table.schema)}.{quote(name)}")
 
     def _index_done(self, name: str) -> str:
-        return f"SELECT coalesce((SELECT indisvalid FROM pg_index WHERE indexrelid = to_regclass({self._relation(name)})), false)"
+        index = f"to_regclass({self._relation(name)})"
+        return f"SELECT coalesce((SELECT indisvalid FROM pg_index WHERE indexrelid = {index}), false)"
 
     def _index(self, rebuild: Rebuild, *, unique: bool = False) -> list[Step]:
         unique = unique or rebuild.kind == "unique_index"
         index = f"{quote(self._catalog.table.schema)}.{quote(rebuild.name)}"
-        definition = rebuild.definition.split("\n")[0]
         drop = f"DROP INDEX CONCURRENTLY IF EXISTS {index}"
+        done = self._index_done(rebuild.name)
+        create = f"CREATE {'UNIQUE ' if unique else ''}INDEX CONCURRENTLY {quote(rebuild.name)}"
         return [
             Step(
                 name=f"remove an unfinished index {quote(rebuild.name)}",
                 sql=drop,
                 reason="a build that was interrupted leaves an invalid index, which writes keep up and no read uses",
                 lock=_HARMLESS,
-                done_when=f"SELECT to_regclass({self._relation(rebuild.name)}) IS NULL OR ({self._index_done(rebuild.name)})",
+                done_when=f"SELECT to_regclass({self._relation(rebuild.name)}) IS NULL OR ({done})",
                 in_transaction=False,
             ),
             Step(
                 name=f"build index {quote(rebuild.name)}",
-                sql=f"CREATE {'UNIQUE ' if unique else ''}INDEX CONCURRENTLY {quote(rebuild.name)} ON {self._sql.table} USING {definition}",
+                sql=f"{create} ON {self._sql.table} USING {rebuild.definition}",
                 reason=f"as {quote(rebuild.original)} on the old column",
                 lock=_HARMLESS,
                 undo=drop,
-                done_when=self._index_done(rebuild.name),
+                done_when=done,
                 in_transaction=False,
             ),
         ]
@@ -148,12 +148,11 @@ class ReplaceColumnChange:
 
     def _unique(self, rebuild: Rebuild) -> list[Step]:
         name = quote(rebuild.name)
-        wait = rebuild.definition.split("\n")[1] if "\n" in rebuild.definition else ""
         exists = self._constraint_exists(rebuild.name)
         steps = self._index(rebuild, unique=True)
         attach = Step(
             name=f"make it the constraint {name}",
-            sql=f"ALTER TABLE {self._sql.table} ADD CONSTRAINT {name} UNIQUE USING INDEX {name}{wait}",
+            sql=f"ALTER TABLE {self._sql.table} ADD CONSTRAINT {name} UNIQUE USING INDEX {name}{rebuild.deferrable}",
             reason=f"as {quote(rebuild.original)} on the old column; the index is there, so this is instant",
             lock=_SHORT,
             undo=f"ALTER TABLE {self._sql.table} DROP CONSTRAINT IF EXISTS {name}",
@@ -162,9 +161,7 @@ class ReplaceColumnChange:
         return [*steps, attach]
 
     def _constraint(self, rebuild: Rebuild) -> list[Step]:
-        return self._valid(
-            rebuild.name, rebuild.definition, reason=f"as {quote(rebuild.original)} on the old column"
-        )
+        return self._valid(rebuild.name, rebuild.definition, reason=f"as {quote(rebuild.original)} on the old column")
 
     def _valid(self, name: str, definition: str, *, reason: str) -> list[Step]:
         table, quoted = self._sql.table, quote(name)
@@ -190,7 +187,10 @@ class ReplaceColumnChange:
     def _not_null(self) -> list[Step]:
         sql, new = self._sql, quote(self._sql.new)
         check = fitted(f"zdm_not_null_{sql.new}")
-        is_set = f"SELECT attnotnull FROM pg_attribute WHERE attrelid = {_text(sql.table)}::regclass AND attname = {_text(sql.new)}"
+        is_set = (
+            f"SELECT attnotnull FROM pg_attribute WHERE attrelid = {_text(sql.table)}::regclass "
+            f"AND attname = {_text(sql.new)}"
+        )
         prove = [
             Step(
                 name=step.name,

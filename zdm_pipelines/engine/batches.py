@@ -26,9 +26,7 @@ _TRIES = 5  # of one batch, when the server cancels it (deadlock, serialization,
 class BatchSql(Protocol):
     """The statements of one kind of change, over the parameters that they return."""
 
-    def move(
-        self, lower: Key | None, upper: Key | None, *, repair: bool = False
-    ) -> tuple[str, list[list[str]]]: ...
+    def move(self, lower: Key | None, upper: Key | None, *, repair: bool = False) -> tuple[str, list[list[str]]]: ...
     def count_unmoved(
         self, lower: Key | None, upper: Key | None, *, repair: bool = False
     ) -> tuple[str, list[list[str]]]: ...
@@ -159,14 +157,15 @@ class RangeWorker:
         return tuple(found[0][0]) if found else None
 
     def _batch(self, wanted: KeyRange, lower: Key | None, upper: Key | None, *, first: bool) -> None:
-        for attempt in range(1, _TRIES + 1):
+        rows, attempt = 0, 1
+        while True:
             begun = time.monotonic()
             try:
                 rows = self._commit(wanted, lower, upper, first=first)
                 break
             except (errors.DataError, errors.IntegrityError) as error:
                 raise self._failing_row(lower, upper, error) from None
-            except (errors.TransactionRollback, errors.QueryCanceled) as error:
+            except (errors.TransactionRollback, errors.QueryCanceled, errors.LockNotAvailable) as error:
                 self.retries += 1
                 if attempt == _TRIES:
                     raise MigrationBusy(
@@ -174,7 +173,8 @@ class RangeWorker:
                         f"a batch was cancelled {_TRIES} times ({safe(error)})",
                         "run it again",
                     ) from None
-                time.sleep(random.uniform(0.05, 0.2) * attempt)  # noqa: S311 - jitter, not a secret
+                time.sleep(random.uniform(0.05, 0.2) * attempt)
+                attempt += 1
         took = time.monotonic() - begun
         self.pace.took(took)
         self.rows += rows
@@ -189,7 +189,7 @@ class RangeWorker:
                 wal_bytes=0,
                 done=False,
                 batch_rows=self.pace.rows,
-            )  # fmt: skip
+            )
         )
 
     def _commit(self, wanted: KeyRange, lower: Key | None, upper: Key | None, *, first: bool) -> int:
@@ -204,8 +204,8 @@ class RangeWorker:
             rows = self.conn.execute(sql.encode(), params).rowcount
             query(
                 self.conn,
-                "UPDATE zdm.range SET checkpoint = coalesce($3::text[], checkpoint), rows = rows + $4, batches = batches + 1 "
-                "WHERE migration_id = $1 AND ordinal = $2",
+                "UPDATE zdm.range SET checkpoint = coalesce($3::text[], checkpoint), rows = rows + $4, "
+                "batches = batches + 1 WHERE migration_id = $1 AND ordinal = $2",
                 [
                     self.migration_id,
                     wanted.ordinal,

@@ -36,7 +36,7 @@ def _age(conn: Connection, since: object) -> float:
 
 def sync_reasons(conn: Connection, oid: int, triggers: Sequence[str]) -> list[str]:
     """What is wrong with the sync triggers: they must exist, be enabled for every session, and run last."""
-    found = dict(
+    found: dict[str, str] = dict(
         query(
             conn,
             "SELECT tgname, tgenabled FROM pg_trigger WHERE tgrelid = $1 AND tgname = ANY ($2)",
@@ -46,9 +46,7 @@ def sync_reasons(conn: Connection, oid: int, triggers: Sequence[str]) -> list[st
     reasons = []
     for name in triggers:
         if name not in found:
-            reasons.append(
-                f"sync trigger {name} is missing: old and new drift apart; roll back and begin anew"
-            )
+            reasons.append(f"sync trigger {name} is missing: old and new drift apart; roll back and begin anew")
         elif found[name] != "A":
             reasons.append(
                 f"sync trigger {name} is disabled: old and new drift apart; ENABLE ALWAYS it, then run validate"
@@ -84,14 +82,13 @@ def _window_reasons(conn: Connection, entry: ledger.Entry, migration: Migration)
     flag = ledger.flag(conn, entry.id)
     reasons = []
     if flag is None or flag.percent < 100:
-        reasons.append(
-            f"reads are at {flag.percent if flag else 0} % of the new shape, not 100 %: run switch_reads"
-        )
+        reasons.append(f"reads are at {flag.percent if flag else 0} % of the new shape, not 100 %: run switch_reads")
     if entry.switched_at is None:
         reasons.append("reads were never fully switched")
     elif (left := declared.confidence_window - _age(conn, entry.switched_at)) > 0:
         reasons.append(
-            f"reads are fully switched since {entry.switched_at:%Y-%m-%d %H:%M:%S %Z}; the confidence window ends in {_span(left)}"
+            f"reads are fully switched since {entry.switched_at:%Y-%m-%d %H:%M:%S %Z}; "
+            f"the confidence window ends in {_span(left)}"
         )
     return reasons
 
@@ -126,7 +123,8 @@ def reasons(
         assert entry.tombstoned_at is not None  # entered together with the state
         if (left := migration.contract.tombstone_window - _age(conn, entry.tombstoned_at)) > 0:
             found.append(
-                f"the old column is out of sight since {entry.tombstoned_at:%Y-%m-%d %H:%M:%S %Z}; it is kept for {_span(left)} more"
+                f"the old column is out of sight since {entry.tombstoned_at:%Y-%m-%d %H:%M:%S %Z}; "
+                f"it is kept for {_span(left)} more"
             )
     else:
         late = ledger.writers(conn, entry.id, ("old",), within=migration.contract.straggler_window)
@@ -136,9 +134,7 @@ def reasons(
     if number is None:
         found.append(f"column {old_column} is gone: somebody changed the table by hand")
     else:
-        found += [
-            f"{what} reads {old_column}" for what in catalogs.dependents(conn, entry.catalog.oid, number)
-        ]
+        found += [f"{what} reads {old_column}" for what in catalogs.dependents(conn, entry.catalog.oid, number)]
     found += sync_reasons(conn, entry.catalog.oid, triggers)
     found += [
         f"not in place: {step.name}; run validate"

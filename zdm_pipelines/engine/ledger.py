@@ -68,9 +68,7 @@ def ensure(url: str) -> None:
         # Two processes at once: the second waits here and then finds the work done.
         connection.execute(text("SELECT pg_advisory_xact_lock(hashtextextended('zdm:ledger', 0))"))
         known = connection.execute(text("SELECT to_regclass('zdm.schema_version')")).scalar()
-        current = (
-            connection.execute(text("SELECT version_num FROM zdm.schema_version")).scalar() if known else None
-        )
+        current = connection.execute(text("SELECT version_num FROM zdm.schema_version")).scalar() if known else None
         if current == head:
             return
         if current is not None and current > cast(str, head):
@@ -190,9 +188,7 @@ def register(conn: Connection, migration: Migration, catalog: Catalog) -> Entry:
     return entry
 
 
-def move(
-    conn: Connection, entry: Entry, to: State, *, what: str, detail: Mapping[str, Any] | None = None
-) -> Entry:
+def move(conn: Connection, entry: Entry, to: State, *, what: str, detail: Mapping[str, Any] | None = None) -> Entry:
     """Compare-and-set to another state and append the event, in the caller's transaction.
 
     Raises:
@@ -284,9 +280,7 @@ def record_checks(conn: Connection, migration_id: int, checks: Sequence[Check]) 
 
 def checks(conn: Connection, migration_id: int) -> dict[str, tuple[bool, str]]:
     """The latest verdict of each check: passed, summary."""
-    rows = query(
-        conn, "SELECT name, passed, summary FROM zdm.check_result WHERE migration_id = $1", [migration_id]
-    )
+    rows = query(conn, "SELECT name, passed, summary FROM zdm.check_result WHERE migration_id = $1", [migration_id])
     return {name: (passed, summary) for name, passed, summary in rows}
 
 

@@ -10,7 +10,7 @@ from typing import TypeVar
 
 import psycopg
 from psycopg import errors
-from tenacity import Retrying, retry_if_exception, stop_after_delay, wait_random_exponential
+from tenacity import RetryCallState, Retrying, retry_if_exception, stop_after_delay, wait_random_exponential
 
 from zdm_pipelines.dialects.postgres.connection import (
     Connection,
@@ -18,7 +18,6 @@ from zdm_pipelines.dialects.postgres.connection import (
     lost,
     privilege_problem,
     query,
-    safe,
     scalar,
 )
 from zdm_pipelines.model.errors import (
@@ -26,7 +25,6 @@ from zdm_pipelines.model.errors import (
     LockNotAcquired,
     MigrationBusy,
     OutcomeUnknown,
-    ZdmError,
 )
 from zdm_pipelines.model.migration import Locks, Migration
 from zdm_pipelines.model.values import Step
@@ -47,7 +45,8 @@ _HOLDERS = """
 SELECT DISTINCT a.pid, coalesce(nullif(a.application_name, ''), 'unnamed application'), a.usename,
        round(extract(epoch FROM clock_timestamp() - a.xact_start))::int
 FROM pg_locks l JOIN pg_stat_activity a ON a.pid = l.pid
-WHERE l.relation = $1 AND l.granted AND l.pid <> pg_backend_pid() AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database())
+WHERE l.relation = $1 AND l.granted AND l.pid <> pg_backend_pid()
+  AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database())
 ORDER BY 4 DESC NULLS LAST LIMIT 3"""
 
 
@@ -105,71 +104,55 @@ def session(url: str, migration: Migration, *, purpose: str, shared: bool = Fals
         yield conn
 
 
-def _is_lost(error: BaseException) -> bool:
-    return isinstance(
-        error, (DatabaseUnreachable, psycopg.OperationalError, psycopg.InterfaceError)
-    ) and not isinstance(
-        error,
-        (
-            errors.LockNotAvailable,
-            errors.QueryCanceled,
-            errors.DeadlockDetected,
-            errors.InsufficientResources,
-        ),
-    )
-
-
 def resilient(
-    work: Callable[[], T], *, thing: str, tell: Tell = silent, give_up_after: float = LOST_SECONDS
+    work: Callable[[], T],
+    *,
+    thing: str,
+    tell: Tell = silent,
+    reached: bool = False,
+    give_up_after: float = LOST_SECONDS,
 ) -> T:
     """Do work that is safe to do again, again when the database was lost under it.
 
     The work reads from the ledger what happened, so an outcome is looked up and never assumed.
 
+    Args:
+        reached: the database answered a moment ago, so that waiting for it makes sense; else a server that does not
+            answer at first is told at once.
+
     Raises:
-        OutcomeUnknown: the database had been reached once and did not come back.
         DatabaseUnreachable: it could not be reached at all.
+        OutcomeUnknown: it was lost and did not come back.
     """
-    reached = False
 
     def attempt() -> T:
         nonlocal reached
         try:
             return work()
-        except DatabaseUnreachable:
-            if not reached:
-                raise
-            raise
+        except errors.InsufficientPrivilege as error:
+            raise privilege_problem(error, thing) from None
         except psycopg.Error as error:
-            reached = reached or _is_lost(error)
-            if isinstance(error, errors.InsufficientPrivilege):
-                raise privilege_problem(error, thing) from None
+            reached = reached or lost(error)
             raise
 
     retrying = Retrying(
-        # A server that never answered is told at once; one that was lost in the middle is waited for.
-        retry=retry_if_exception(
-            lambda e: _is_lost(e) and (reached or not isinstance(e, DatabaseUnreachable))
-        ),
+        retry=retry_if_exception(lambda e: reached and lost(e)),
         wait=wait_random_exponential(multiplier=0.2, max=5),
         stop=stop_after_delay(give_up_after),
         reraise=True,
-        before_sleep=lambda s: tell(
-            f"database lost, looking again in {s.next_action.sleep if s.next_action else 0:.1f} s"
-        ),
+        before_sleep=lambda s: tell(f"database lost, looking again in {_pause(s):.1f} s"),
     )
     try:
         return retrying(attempt)
-    except (DatabaseUnreachable, psycopg.OperationalError, psycopg.InterfaceError) as error:
-        if isinstance(error, psycopg.Error) and not _is_lost(error):
-            raise ZdmError(thing, safe(error), "see the server's log, then run it again") from error
-        if not reached:
+    except (psycopg.Error, DatabaseUnreachable) as error:
+        if not (reached and lost(error)):
             raise
-        raise OutcomeUnknown(
-            thing,
-            f"the database was lost and did not come back within {give_up_after:.0f} s",
-            "run it again: it finds out what was done",
-        ) from None
+        fact = f"the database was lost and did not come back within {give_up_after:.0f} s"
+        raise OutcomeUnknown(thing, fact, "run it again: it finds out what was done") from None
+
+
+def _pause(state: RetryCallState) -> float:
+    return state.next_action.sleep if state.next_action else 0.0
 
 
 def change_schema(
@@ -207,9 +190,7 @@ def change_schema(
                     ("statement_timeout", locks.timeout + _HOLD_SECONDS),
                     ("idle_in_transaction_session_timeout", _FREEZE_SECONDS),
                 ):
-                    query(
-                        conn, "SELECT set_config($1, $2, true)", [name, f"{max(1, round(seconds * 1000))}ms"]
-                    )
+                    query(conn, "SELECT set_config($1, $2, true)", [name, f"{max(1, round(seconds * 1000))}ms"])
                 return work()
         except (errors.LockNotAvailable, errors.DeadlockDetected, errors.QueryCanceled):
             failed += 1
@@ -221,15 +202,14 @@ def change_schema(
         retry=retry_if_exception(
             lambda e: isinstance(e, (errors.LockNotAvailable, errors.DeadlockDetected, errors.QueryCanceled))
         ),
-        # At least four times as long apart as a try may block, so that the application is held up a fifth of the time at most.
+        # At least four times as long apart as a try may block: the application is held up a fifth of the time at most.
         wait=wait_random_exponential(
             multiplier=locks.timeout * 4, min=locks.timeout * 4, max=max(_LONGEST_BACKOFF, locks.timeout * 4)
         ),
         stop=stop_after_delay(locks.give_up_after),
         reraise=True,
         before_sleep=lambda s: tell(
-            f"{thing}: lock not had within {locks.timeout:g} s, held by {blocked_by}; "
-            f"trying again in {s.next_action.sleep if s.next_action else 0:.1f} s"
+            f"{thing}: lock not had within {locks.timeout:g} s, held by {blocked_by}; trying again in {_pause(s):.1f} s"
         ),
     )
     try:
@@ -260,9 +240,8 @@ def run_alone(conn: Connection, step: Step, *, thing: str, locks: Locks, tell: T
             "end them, then run it again",
         ) from None
     finally:
-        if not conn.closed and not lost(psycopg.OperationalError(), conn):
-            with contextlib.suppress(psycopg.Error):
-                query(conn, "SELECT set_config('lock_timeout', '0', false)")
+        with contextlib.suppress(psycopg.Error):
+            query(conn, "SELECT set_config('lock_timeout', '0', false)")
     return True
 
 

@@ -43,28 +43,22 @@ class Stretch:
 
 
 def _pages(conn: Connection, oid: int) -> int:
-    return int(
-        scalar(conn, "SELECT pg_relation_size($1::oid) / current_setting('block_size')::bigint", [oid])
-    )
+    return int(scalar(conn, "SELECT pg_relation_size($1::oid) / current_setting('block_size')::bigint", [oid]))
 
 
 def estimate_rows(conn: Connection, catalog: Catalog) -> int:
     """About how many rows a table has, from its present size; exact for small ones."""
     pages = _pages(conn, catalog.oid)
-    planned = scalar(
-        conn, "SELECT reltuples::float8 / nullif(relpages, 0) FROM pg_class WHERE oid = $1", [catalog.oid]
-    )
+    planned = scalar(conn, "SELECT reltuples::float8 / nullif(relpages, 0) FROM pg_class WHERE oid = $1", [catalog.oid])
     if planned is not None and planned > 0:
-        return round(planned * pages)
+        return round(float(planned) * pages)
     return _sampled(conn, catalog.table, pages)
 
 
 def _sampled(conn: Connection, table: TableName, pages: int) -> int:
     percent = min(100.0, 100.0 * 100 / max(pages, 1))
-    counted = scalar(
-        conn, f"SELECT count(*) FROM {table.sql} TABLESAMPLE SYSTEM ({percent}) REPEATABLE ({_SEED})"
-    )
-    return round(counted * 100.0 / percent)
+    counted = scalar(conn, f"SELECT count(*) FROM {table.sql} TABLESAMPLE SYSTEM ({percent}) REPEATABLE ({_SEED})")
+    return round(int(counted) * 100.0 / percent)
 
 
 def cut(conn: Connection, catalog: Catalog, *, range_rows: int, within: Stretch | None = None) -> list[Key]:
@@ -79,9 +73,7 @@ def cut(conn: Connection, catalog: Catalog, *, range_rows: int, within: Stretch 
         return []
     pages = _pages(conn, catalog.oid)
     percent = min(100.0, 100.0 * wanted * _PAGES_PER_RANGE / max(pages, 1))
-    stretch = within or Stretch(
-        lower=None, upper=None
-    )  # within an interval the sample holds its share of rows
+    stretch = within or Stretch(lower=None, upper=None)  # within an interval the sample holds its share of rows
     predicate, params = keys.between(catalog.key, stretch.lower, stretch.upper)
     cuts = _quantiles(
         conn, catalog.table, catalog.key, predicate, params, percent=percent, rows=rows, range_rows=range_rows
@@ -116,9 +108,7 @@ WHERE zdm_at > 0 AND zdm_at % zdm_rows = 0 AND (zdm_count - zdm_at) * 2 >= zdm_r
     return [tuple(found) for (found,) in query(conn, sql, params)]
 
 
-def store(
-    conn: Connection, migration_id: int, cuts: Sequence[Key], *, within: Stretch, first_ordinal: int
-) -> None:
+def store(conn: Connection, migration_id: int, cuts: Sequence[Key], *, within: Stretch, first_ordinal: int) -> None:
     """Write the ranges that cuts make of an interval."""
     lowers: list[Key | None] = [within.lower, *cuts]
     uppers: list[Key | None] = [*cuts, within.upper]
@@ -138,14 +128,15 @@ def progress(conn: Connection, migration_id: int) -> list[RangeProgress]:
     """Every range in key order, with how far it got."""
     rows = query(
         conn,
-        "SELECT ordinal, partition, lower, upper, checkpoint, done_at IS NOT NULL, rows, batches, retries, seconds, wal_bytes "
-        "FROM zdm.range WHERE migration_id = $1",
+        "SELECT ordinal, partition, lower, upper, checkpoint, done_at IS NOT NULL, rows, batches, retries, seconds, "
+        "wal_bytes FROM zdm.range WHERE migration_id = $1",
         [migration_id],
     )
     found = [
         RangeProgress(
             range=KeyRange(ordinal=r[0], partition=r[1], lower=r[2] and tuple(r[2]), upper=r[3] and tuple(r[3])),
-            checkpoint=r[4] and tuple(r[4]), done=r[5], rows=r[6], batches=r[7], retries=r[8], seconds=r[9], wal_bytes=r[10],
+            checkpoint=r[4] and tuple(r[4]), done=r[5],
+            rows=r[6], batches=r[7], retries=r[8], seconds=r[9], wal_bytes=r[10],
         )
         for r in rows
     ]  # fmt: skip

@@ -61,9 +61,7 @@ class _Signal:
 class Governor:
     """Watches the declared signals of one database; shared by the workers of a run."""
 
-    def __init__(
-        self, url: str, throttle: Throttle, catalog: Catalog, *, tell: Callable[[str], None]
-    ) -> None:
+    def __init__(self, url: str, throttle: Throttle, catalog: Catalog, *, tell: Callable[[str], None]) -> None:
         self._url = url
         self._max_wait = throttle.max_wait
         self._tell = tell

@@ -54,9 +54,7 @@ class NewColumn(_Declared):
 
     name: str = Field(min_length=1, description="Exact name of the new column.")
     type: str = Field(min_length=1, description="SQL type of the new column, as text or numeric(12,2).")
-    nullable: bool = Field(
-        default=True, strict=True, description="false: NOT NULL is set once parity is proven."
-    )
+    nullable: bool = Field(default=True, strict=True, description="false: NOT NULL is set once parity is proven.")
     default: str | None = Field(
         default=None, description="SQL default of the new column; set when the old column is renamed away."
     )
@@ -83,9 +81,7 @@ class ReplaceColumn(_Declared):
 class Backfill(_Declared):
     """How the old rows are moved."""
 
-    range_rows: Rows = Field(
-        default=100_000, description="Rows of one range, which is one Dagster partition."
-    )
+    range_rows: Rows = Field(default=100_000, description="Rows of one range, which is one Dagster partition.")
     batch_rows: Rows = Field(default=1_000, description="Most rows that one transaction moves.")
     batch_target: Duration = Field(
         default=0.25,
@@ -121,20 +117,14 @@ class Throttle(_Declared):
         default=Limit(pause_above=0.25, resume_below=0.1),
         description="95th percentile of a one-row query on the table; null: not watched.",
     )
-    max_wait: Duration = Field(
-        default=600.0, gt=0, description="Longest wait inside a run before the range gives up."
-    )
+    max_wait: Duration = Field(default=600.0, gt=0, description="Longest wait inside a run before the range gives up.")
 
 
 class Locks(_Declared):
     """How schema changes ask for their locks."""
 
-    timeout: Duration = Field(
-        default=0.5, gt=0, description="Longest that a statement of ours may queue for a lock."
-    )
-    give_up_after: Duration = Field(
-        default=600.0, gt=0, description="Total time of trying before the phase fails."
-    )
+    timeout: Duration = Field(default=0.5, gt=0, description="Longest that a statement of ours may queue for a lock.")
+    give_up_after: Duration = Field(default=600.0, gt=0, description="Total time of trying before the phase fails.")
 
 
 class Reads(_Declared):
@@ -185,9 +175,7 @@ class Migration(_Declared):
         description="Lower-case name; the Dagster group and the ledger use it.",
     )
     database: str = Field(pattern=r"^[a-z][a-z0-9_]*$", description="Name of a declared database.")
-    table: str = Field(
-        min_length=1, description="schema.table; parts that hold a dot or quote in double quotes."
-    )
+    table: str = Field(min_length=1, description="schema.table; parts that hold a dot or quote in double quotes.")
     change: ReplaceColumn
     backfill: Backfill = Backfill()
     throttle: Throttle = Throttle()

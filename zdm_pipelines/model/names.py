@@ -49,9 +49,7 @@ class TableName:
         return f"{quote(self.schema)}.{quote(self.name)}"
 
     def __str__(self) -> str:
-        return ".".join(
-            p if re.fullmatch(r"[a-z_][a-z0-9_$]*", p) else quote(p) for p in (self.schema, self.name)
-        )
+        return ".".join(p if re.fullmatch(r"[a-z_][a-z0-9_$]*", p) else quote(p) for p in (self.schema, self.name))
 
 
 def too_long(name: str) -> bool:

@@ -46,7 +46,9 @@ class Step:
     reason: str
     lock: str  # the strongest lock it takes on the application's table
     undo: str = ""  # SQL that takes it back; empty: nothing to take back
-    done_when: str = ""  # SQL giving true when it is done already; empty: only inside a transaction that also moves the state
+    done_when: str = (
+        ""  # SQL giving true when it is done already; empty: only inside a transaction that also moves the state
+    )
     in_transaction: bool = True  # CONCURRENTLY must stand alone
 
 
@@ -71,6 +73,7 @@ class Rebuild:
     original: str
     name: str
     definition: str  # index: everything from USING on; constraint: its definition
+    deferrable: str = ""  # of a unique constraint, as SQL
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,9 +122,7 @@ class Parity:
     missing: int = 0  # old has a value, new has none
     extra: int = 0  # new has a value, old has none
     different: int = 0  # both have one
-    through_down: int = (
-        0  # agree as old = down(new) only: written by the new shape, and `down` loses information
-    )
+    through_down: int = 0  # agree as old = down(new) only: written by the new shape, and `down` loses information
     keys: Mapping[str, Sequence[Key]] = field(default_factory=dict)
     partitions: tuple[str, ...] = ()  # the ranges they lie in
 

@@ -63,9 +63,7 @@ def run(
     Raises:
         StateConflict, MigrationBusy, LockNotAcquired, MappingFailed, Throttled, DatabaseUnreachable, OutcomeUnknown
     """
-    entry, wanted = locks.resilient(
-        lambda: _begin(migration, url, partitions, repair), thing=migration.name, tell=tell
-    )
+    entry, wanted = locks.resilient(lambda: _begin(migration, url, partitions, repair), thing=migration.name, tell=tell)
     job = _Job(migration, url, entry, repair=repair, tell=tell, batch=batch)
     try:
         yield from job.work(wanted)
@@ -158,6 +156,7 @@ class _Job:
                         lambda: self._range(which),
                         thing=f"{self.migration.name} range {which.partition}",
                         tell=self.tell,
+                        reached=True,
                     )
                 )
             except BaseException as error:  # noqa: BLE001 - handed to the caller's thread, nothing is swallowed

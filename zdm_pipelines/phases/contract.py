@@ -95,9 +95,7 @@ class _Run:
         )
 
     def _change(self, entry: ledger.Entry) -> Change:
-        return bind(
-            self.migration, entry.catalog, migration_id=entry.id, tombstoned=entry.state == State.TOMBSTONED
-        )
+        return bind(self.migration, entry.catalog, migration_id=entry.id, tombstoned=entry.state == State.TOMBSTONED)
 
     def _gate(self, conn: Connection, entry: ledger.Entry | None) -> Change:
         change = self._change(entry) if entry else None
@@ -128,9 +126,7 @@ class _Run:
         self.rows = verdict.rows
         if not verdict.agrees:
             where = ", ".join(verdict.partitions[:10])
-            self._refuse(
-                conn, entry, [f"old and new disagree: {verdict.describe()} in range {where}; run validate"]
-            )
+            self._refuse(conn, entry, [f"old and new disagree: {verdict.describe()} in range {where}; run validate"])
 
     # -- first stage --------------------------------------------------------------------------------------
 
@@ -166,8 +162,8 @@ class _Run:
         kept = timedelta(seconds=self.migration.contract.tombstone_window)
         assert moved.tombstoned_at is not None  # entered together with the state
         return moved, (
-            f"parity proven over {self.rows:,} rows and again under the lock; the old column is out of sight and may be "
-            f"dropped by another run after {moved.tombstoned_at + kept:%Y-%m-%d %H:%M:%S %Z}"
+            f"parity proven over {self.rows:,} rows and again under the lock; the old column is out of sight and may "
+            f"be dropped by another run after {moved.tombstoned_at + kept:%Y-%m-%d %H:%M:%S %Z}"
         )
 
     def _step(self, conn: Connection, sql: str) -> None:
@@ -235,7 +231,7 @@ def undo(migration: Migration, url: str, *, tell: locks.Tell = locks.silent) -> 
 
 def _undo(migration: Migration, url: str, tell: locks.Tell) -> None:
     with locks.session(url, migration, purpose="rollback") as conn:
-        entry = ledger.require(conn, migration, {State.TOMBSTONED, State.SWITCHED}, to_do="undo contract")
+        entry = ledger.require(conn, migration, (State.TOMBSTONED, State.SWITCHED), to_do="undo contract")
         if entry.state == State.SWITCHED:
             return
         # The steps are those that made the tombstone, taken back in reverse.

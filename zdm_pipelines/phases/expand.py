@@ -8,6 +8,7 @@ from collections.abc import Callable
 from zdm_pipelines.changes import bind
 from zdm_pipelines.dialects.postgres.connection import Connection, connected, query
 from zdm_pipelines.engine import ledger, locks, ranges
+from zdm_pipelines.model.errors import StateConflict
 from zdm_pipelines.model.migration import Migration
 from zdm_pipelines.model.states import ACTIVE, Phase, State
 from zdm_pipelines.model.values import Catalog, Report, Step
@@ -75,9 +76,7 @@ def _run(migration: Migration, url: str, look: Look, tell: locks.Tell) -> Report
     )
 
 
-def _expand(
-    conn: Connection, migration: Migration, entry: ledger.Entry, note: locks.Tell, tell: locks.Tell
-) -> int:
+def _expand(conn: Connection, migration: Migration, entry: ledger.Entry, note: locks.Tell, tell: locks.Tell) -> int:
     steps = bind(migration, entry.catalog, migration_id=entry.id).expand()
 
     def apply() -> None:
@@ -112,10 +111,10 @@ def _undo(migration: Migration, url: str, force: bool, tell: locks.Tell) -> None
         if entry is None or entry.state == State.ROLLED_BACK:
             return
         if not force and (users := ledger.writers(conn, entry.id, ("new", "both"), within=_NEW_CODE_SECONDS)):
-            raise ledger.StateConflict(
+            raise StateConflict(
                 migration.name,
                 f"new code still writes column {migration.change.new.name}: {'; '.join(users)}",
-                "deploy code that does not know it and wait two minutes, or roll back with force, which breaks that code",
+                "deploy code that does not know it and wait two minutes, or force it, which breaks that code",
             )
         steps = bind(migration, entry.catalog, migration_id=entry.id).expand()
 

@@ -32,9 +32,7 @@ def look(conn: Connection, migration: Migration) -> Catalog:
         raise PreflightError(migration.name, [problem]) from None
     except psycopg.errors.InsufficientPrivilege as error:
         missing = privilege_problem(error, f"table {migration.table}")
-        raise PreflightError(
-            migration.name, [Problem(missing.thing, missing.fact, missing.way_out)]
-        ) from None
+        raise PreflightError(migration.name, [Problem(missing.thing, missing.fact, missing.way_out)]) from None
     if problems:
         raise PreflightError(migration.name, problems)
     return catalog

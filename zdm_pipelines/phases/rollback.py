@@ -23,9 +23,7 @@ _UNDONE_FROM = {
 }
 
 
-def run(
-    migration: Migration, url: str, *, to: State, force: bool = False, tell: locks.Tell = locks.silent
-) -> State:
+def run(migration: Migration, url: str, *, to: State, force: bool = False, tell: locks.Tell = locks.silent) -> State:
     """Undo phase by phase until the migration is in state `to`; run again, it goes on.
 
     Args:
@@ -36,9 +34,7 @@ def run(
         StateConflict: it is contracted, never began, or is not past `to`.
     """
     if to not in TARGETS:
-        raise StateConflict(
-            migration.name, f"cannot be rolled back to {to}", f"choose one of {', '.join(TARGETS)}"
-        )
+        raise StateConflict(migration.name, f"cannot be rolled back to {to}", f"choose one of {', '.join(TARGETS)}")
     undos: dict[State, Callable[[], None]] = {
         State.SWITCHED: lambda: contract.undo(migration, url, tell=tell),
         State.VALIDATED: lambda: switch_reads.undo(migration, url, tell=tell),
@@ -48,16 +44,8 @@ def run(
     }
     now = _state(migration, url)
     if now in (State.CONTRACTED, State.PLANNED):
-        fact = (
-            "is contracted: the old column is gone"
-            if now == State.CONTRACTED
-            else "never began in this database"
-        )
-        way = (
-            "declare a migration the other way round"
-            if now == State.CONTRACTED
-            else "there is nothing to roll back"
-        )
+        fact = "is contracted: the old column is gone" if now == State.CONTRACTED else "never began in this database"
+        way = "declare a migration the other way round" if now == State.CONTRACTED else "there is nothing to roll back"
         raise StateConflict(migration.name, fact, way)
     order = [*TARGETS]
     if now != to and now in order and order.index(now) > order.index(to):

@@ -32,9 +32,7 @@ def _sql(migration: Migration, percent: int) -> str:
     return f"UPDATE zdm.flag SET percent = {percent} WHERE name = '{migration.flag.replace(chr(39), chr(39) * 2)}'"
 
 
-def run(
-    migration: Migration, url: str, *, percent: int | None = None, tell: locks.Tell = locks.silent
-) -> Report:
+def run(migration: Migration, url: str, *, percent: int | None = None, tell: locks.Tell = locks.silent) -> Report:
     """Move the flag.
 
     Args:
@@ -55,18 +53,12 @@ def _run(migration: Migration, url: str, percent: int | None, tell: locks.Tell) 
         entry = ledger.require(conn, migration, ALLOWED, to_do="switch reads")
         flag = ledger.flag(conn, entry.id)
         if flag is None:
-            raise StateConflict(
-                f"flag {migration.flag}", "is gone from the ledger", "roll back and begin anew"
-            )
+            raise StateConflict(f"flag {migration.flag}", "is gone from the ledger", "roll back and begin anew")
         before = flag.percent
-        target = (
-            percent if percent is not None else next((p for p in migration.reads.ramp if p > before), 100)
-        )
+        target = percent if percent is not None else next((p for p in migration.reads.ramp if p > before), 100)
         triggers = bind(migration, entry.catalog, migration_id=entry.id).sync_triggers()
         if target > before and (broken := gate.sync_reasons(conn, entry.catalog.oid, triggers)):
-            raise StateConflict(
-                migration.name, broken[0], "mend it, then run validate before reads are switched"
-            )
+            raise StateConflict(migration.name, broken[0], "mend it, then run validate before reads are switched")
         state = State.SWITCHED if target == 100 else State.VALIDATED if target == 0 else State.SWITCHING
         with ledger.transaction(conn):
             ledger.set_flag(conn, entry.id, target)

@@ -87,9 +87,7 @@ def _run(migration: Migration, url: str, tell: locks.Tell, compared: Callable[[i
             checks.append(constraints)
             query(conn, _analyze(entry.catalog).sql)
         else:
-            checks.append(
-                Check(name="constraints_valid", passed=False, summary="not tried: the data is not right yet")
-            )
+            checks.append(Check(name="constraints_valid", passed=False, summary="not tried: the data is not right yet"))
         entry = _settle(conn, entry, checks)
     failed = [c for c in checks if not c.passed]
     return Report(
@@ -217,9 +215,7 @@ def _constrain(
     ), retries
 
 
-def _run_step(
-    conn: Connection, migration: Migration, entry: ledger.Entry, step: Step, tell: locks.Tell
-) -> int:
+def _run_step(conn: Connection, migration: Migration, entry: ledger.Entry, step: Step, tell: locks.Tell) -> int:
     thing = f"{migration.name} validate"
     if not step.in_transaction:
         locks.run_alone(conn, step, thing=thing, locks=migration.locks, tell=tell)

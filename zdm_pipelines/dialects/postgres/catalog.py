@@ -96,9 +96,7 @@ def read(conn: Connection, table: TableName) -> Catalog:
     if kind == "p" or is_partition:
         raise Problem(thing, "is partitioned", "replace_column works on ordinary tables only, so far")
     if kind != "r":
-        what = {"v": "a view", "m": "a materialized view", "f": "a foreign table"}.get(
-            kind, f"relkind {kind!r}"
-        )
+        what = {"v": "a view", "m": "a materialized view", "f": "a foreign table"}.get(kind, f"relkind {kind!r}")
         raise Problem(thing, f"is {what}", "name the table that holds the rows")
     if inherits:
         raise Problem(

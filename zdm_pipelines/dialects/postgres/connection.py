@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, LiteralString, cast
+from typing import Any
 
 import psycopg
-from psycopg import errors
 from psycopg.conninfo import conninfo_to_dict
 from psycopg.rows import TupleRow
 
@@ -26,9 +26,6 @@ _SETTINGS = (
     "-c datestyle=ISO -c intervalstyle=postgres -c extra_float_digits=1"
 )
 
-# The connection is gone or the server is going down: what happened must be looked up, then tried again.
-LOST = (psycopg.OperationalError, psycopg.InterfaceError)
-
 
 def where(url: str) -> str:
     """host:port/database of a URL, for messages; never user or password."""
@@ -36,7 +33,28 @@ def where(url: str) -> str:
         parts = conninfo_to_dict(url)
     except psycopg.ProgrammingError:
         return "an unreadable URL"
-    return f"{parts.get('host', 'localhost')}:{parts.get('port', '5432')}/{parts.get('dbname', '')}"
+    host = str(parts.get("host", "localhost")).rpartition("@")[2]  # left of it is what a stray @ cut off a password
+    return f"{host}:{parts.get('port', '5432')}/{parts.get('dbname', '')}"
+
+
+def _parsed(url: str) -> dict[str, Any]:
+    """A URL's parts; the server library's own complaint would quote it, password included."""
+    unreadable = "write postgresql://user:password@host:5432/dbname; in a password, % is %25, @ is %40, / is %2F"
+    try:
+        parts = conninfo_to_dict(url)
+    except psycopg.ProgrammingError:
+        scheme = url.partition("://")[0] if re.match(r"[a-z0-9+]+://", url) else ""
+        fact = f"its URL begins with {scheme}://" if scheme not in ("", "postgresql", "postgres") else "is no URL"
+        raise DatabaseUnreachable("database", f"{fact}, which cannot be read", unreadable) from None
+    if "@" in str(parts.get("host", "")):
+        raise DatabaseUnreachable(f"database {where(url)}", "its URL holds more than one @", unreadable)
+    return parts
+
+
+def _cause(error: psycopg.Error) -> str:
+    """The line that says why; the library adds a question and, for several addresses, a line each."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip() and not line.strip().endswith("?")]
+    return lines[-1].removeprefix("connection failed: ") if lines else type(error).__name__
 
 
 def connect(url: str, *, purpose: str, autocommit: bool = True) -> Connection:
@@ -45,8 +63,8 @@ def connect(url: str, *, purpose: str, autocommit: bool = True) -> Connection:
     Raises:
         DatabaseUnreachable: the server does not answer, refuses us, or is too old.
     """
+    given = _parsed(url)
     try:
-        given = conninfo_to_dict(url)
         options = f"{given.get('options') or ''} {_SETTINGS}".strip()
         conn = psycopg.connect(
             url,
@@ -60,9 +78,8 @@ def connect(url: str, *, purpose: str, autocommit: bool = True) -> Connection:
             keepalives_count=3,
         )
     except psycopg.Error as error:
-        cause = str(error).strip().splitlines()[-1] if str(error).strip() else type(error).__name__
         raise DatabaseUnreachable(
-            f"database {where(url)}", f"cannot connect: {cause}", "check the URL and that the server is up"
+            f"database {where(url)}", f"cannot connect: {_cause(error)}", "check the URL and that the server is up"
         ) from None
     if conn.info.server_version < MINIMUM_VERSION:
         version = conn.info.server_version
@@ -83,9 +100,30 @@ def connected(url: str, *, purpose: str) -> Iterator[Connection]:
         conn.close()
 
 
+@contextmanager
+def undone(conn: Connection) -> Iterator[None]:
+    """A transaction that is always rolled back: try things out and change nothing."""
+    conn.execute("BEGIN")
+    try:
+        yield
+    finally:
+        conn.execute("ROLLBACK")
+
+
+@contextmanager
+def attempt(conn: Connection) -> Iterator[None]:
+    """A savepoint that is always rolled back, so that a failing attempt leaves the transaction usable."""
+    conn.execute("SAVEPOINT zdm_attempt")
+    try:
+        yield
+    finally:
+        conn.execute("ROLLBACK TO SAVEPOINT zdm_attempt")
+        conn.execute("RELEASE SAVEPOINT zdm_attempt")  # else it hides an outer one of the same name
+
+
 def query(conn: Connection, sql: str, params: Any = None) -> list[TupleRow]:
     """Run one statement and return its rows (none where it gives none)."""
-    cursor = conn.execute(cast(LiteralString, sql), params)
+    cursor = conn.execute(sql.encode(), params)
     return cursor.fetchall() if cursor.description else []
 
 
@@ -95,9 +133,17 @@ def scalar(conn: Connection, sql: str, params: Any = None) -> Any:
     return rows[0][0] if rows else None
 
 
-def lost(error: Exception, conn: Connection) -> bool:
-    """Whether the connection is gone, so that the outcome of what ran on it is unknown."""
-    return isinstance(error, LOST) and (conn.closed or conn.broken or isinstance(error, errors.AdminShutdown))
+# admin shutdown, crash shutdown, cannot connect now, database dropped, idle in transaction for too long
+_ENDED = ("57P01", "57P02", "57P03", "57P04", "25P03")
+
+
+def lost(error: BaseException) -> bool:
+    """Whether the connection is gone, so that the outcome of what ran on it must be looked up."""
+    if isinstance(error, DatabaseUnreachable):
+        return True
+    if not isinstance(error, (psycopg.OperationalError, psycopg.InterfaceError, psycopg.InternalError)):
+        return False
+    return error.sqlstate is None or error.sqlstate.startswith("08") or error.sqlstate in _ENDED
 
 
 def privilege_problem(error: psycopg.Error, thing: str) -> MissingPrivilege:

@@ -17,6 +17,7 @@ from zdm_pipelines.model.values import Catalog, Key
 _TEXT_TYPES = ("text", "character varying", "character", "citext", '"char"', "name", "json", "xml", "bpchar")
 _NO_EQUALITY = ("json", "xml", "point", "polygon", "box", "line", "lseg", "path", "circle")
 BACKFILL_SETTING = "zdm.backfill"
+TRIGGER_PREFIX = "zzz_zdm_"  # BEFORE triggers run in the order of their names
 
 
 def expression(sql: str) -> str:
@@ -62,7 +63,7 @@ class ReplaceColumnSql:
 
     def trigger(self, event: str) -> str:
         """Name of the sync trigger; it must sort behind the application's, which run first then."""
-        return fitted(f"zzz_zdm_{self.name}_{event}")
+        return fitted(f"{TRIGGER_PREFIX}{self.name}_{event}")
 
     @property
     def new_type(self) -> str:
@@ -77,9 +78,7 @@ class ReplaceColumnSql:
 
     def row_source(self, inputs: tuple[str, ...], *, record: str) -> str:
         """A one-row FROM clause in which expressions find the columns they read, under their declared names."""
-        listed = (
-            ", ".join(f"{record}.{quote(self._present(c))} AS {quote(c)}" for c in inputs) or "1 AS zdm_none"
-        )
+        listed = ", ".join(f"{record}.{quote(self._present(c))} AS {quote(c)}" for c in inputs) or "1 AS zdm_none"
         return f"(SELECT {listed}) AS {self.alias}"
 
     def table_source(self) -> str:
@@ -107,7 +106,9 @@ class ReplaceColumnSql:
         default = self.catalog.column(self.change.old).default
         old_unset = f"NEW.{quote(self.old)} IS NULL"
         if default is not None:
-            old_unset += f" OR pg_catalog.record_image_eq(ROW(NEW.{quote(self.old)}), ROW(({default})::{self.old_type}))"
+            old_unset += (
+                f" OR pg_catalog.record_image_eq(ROW(NEW.{quote(self.old)}), ROW(({default})::{self.old_type}))"
+            )
         settings = ["search_path FROM CURRENT"]
         if not self.catalog.immutable:
             settings += ["timezone FROM CURRENT", "datestyle FROM CURRENT", "intervalstyle FROM CURRENT"]
@@ -183,9 +184,7 @@ END $zdm_sync$"""
         """Predicate: the two shapes disagree."""
         return f"NOT (({self.same_up}) OR ({self.same_down}))"
 
-    def move(
-        self, lower: Key | None, upper: Key | None, *, repair: bool = False
-    ) -> tuple[str, list[list[str]]]:
+    def move(self, lower: Key | None, upper: Key | None, *, repair: bool = False) -> tuple[str, list[list[str]]]:
         """One batch. Rows that the application has locked are passed over: we never wait for it, nor deadlock.
 
         Args:
@@ -215,7 +214,8 @@ FROM zdm_batch WHERE {self.alias}.ctid = zdm_ctid"""
         """Move the one row at a key."""
         predicate = f"{keys.row(self.catalog.key)} = {keys.bound(self.catalog.key, 1)}"
         return (
-            f"UPDATE ONLY {self.table} AS {self.alias} SET {quote(self.new)} = {expression(self.change.up)} WHERE {predicate}",
+            f"UPDATE ONLY {self.table} AS {self.alias} SET {quote(self.new)} = {expression(self.change.up)} "
+            f"WHERE {predicate}",
             [list(key)],
         )
 
@@ -225,9 +225,7 @@ FROM zdm_batch WHERE {self.alias}.ctid = zdm_ctid"""
         base = type_name.split("(")[0].strip().lower()
         if base in _TEXT_TYPES or base in _NO_EQUALITY:
             # ::text of character(n) drops the padding, which is not part of its value
-            return (
-                f'{column}::text COLLATE "C" IS NOT DISTINCT FROM ({computed}::{type_name})::text COLLATE "C"'
-            )
+            return f'{column}::text COLLATE "C" IS NOT DISTINCT FROM ({computed}::{type_name})::text COLLATE "C"'
         return f"{column} IS NOT DISTINCT FROM {computed}::{type_name}"
 
     @property
@@ -250,15 +248,16 @@ FROM zdm_batch WHERE {self.alias}.ctid = zdm_ctid"""
     def _compared(self, interval: str) -> str:
         up, down = self.same_up, self.same_down
         return (
-            f"{self.table_source()} CROSS JOIN LATERAL (SELECT ({up}) AS zdm_up, ({up}) OR ({down}) AS zdm_same) AS zdm_verdict "
-            f"WHERE {interval}"
+            f"{self.table_source()} CROSS JOIN LATERAL "
+            f"(SELECT ({up}) AS zdm_up, ({up}) OR ({down}) AS zdm_same) AS zdm_verdict WHERE {interval}"
         )
 
     def compare(self, lower: Key | None, upper: Key | None) -> tuple[str, list[list[str]]]:
         """Counts of an interval: rows, missing, extra, different, agreeing through `down` only."""
         interval, params = keys.between(self.catalog.key, lower, upper)
         filters = ", ".join(f"count(*) FILTER (WHERE {c})" for c in self._categories().values())
-        sql = f"SELECT count(*), {filters}, count(*) FILTER (WHERE zdm_same AND NOT zdm_up) FROM {self._compared(interval)}"
+        only_down = "count(*) FILTER (WHERE zdm_same AND NOT zdm_up)"
+        sql = f"SELECT count(*), {filters}, {only_down} FROM {self._compared(interval)}"
         return sql, params
 
     def mismatched_keys(
@@ -267,8 +266,8 @@ FROM zdm_batch WHERE {self.alias}.ctid = zdm_ctid"""
         """The first keys of one category in an interval."""
         interval, params = keys.between(self.catalog.key, lower, upper)
         return (
-            f"SELECT {keys.as_text(self.catalog.key)} FROM {self._compared(interval)} AND {self._categories()[category]} "
-            f"ORDER BY {keys.columns(self.catalog.key)} LIMIT {limit}",
+            f"SELECT {keys.as_text(self.catalog.key)} FROM {self._compared(interval)} "
+            f"AND {self._categories()[category]} ORDER BY {keys.columns(self.catalog.key)} LIMIT {limit}",
             params,
         )
 

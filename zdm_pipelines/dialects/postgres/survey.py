@@ -1,470 +1,230 @@
 """Survey: try a declared column replacement on a temporary copy of the table's shape, and roll it back.
 
-The server itself says what `up` and `down` read, whether their types fit, and how indexes and constraints read
-on the new column; no SQL of the user is taken apart by us.
+The server itself says what `up` and `down` read and whether their types fit; no SQL of the user is taken apart by us.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 import psycopg
 
 from zdm_pipelines.dialects.postgres import catalog as catalogs
-from zdm_pipelines.dialects.postgres.connection import Connection, query, safe, scalar
-from zdm_pipelines.dialects.postgres.replace_column import expression
+from zdm_pipelines.dialects.postgres.connection import Connection, attempt, query, safe, scalar, undone
+from zdm_pipelines.dialects.postgres.rebuilds import COPY, Rebuilds
+from zdm_pipelines.dialects.postgres.replace_column import TRIGGER_PREFIX, expression
 from zdm_pipelines.model.errors import Problem
 from zdm_pipelines.model.migration import Migration
-from zdm_pipelines.model.names import fitted, quote
-from zdm_pipelines.model.values import Catalog, Rebuild
+from zdm_pipelines.model.names import quote
+from zdm_pipelines.model.values import Catalog
 
-_INPUTS = """
+_INPUTS = f"""
 SELECT a.attname FROM pg_depend d
 JOIN pg_rewrite r ON d.classid = 'pg_rewrite'::regclass AND r.oid = d.objid
 JOIN pg_attribute a ON a.attrelid = d.refobjid AND a.attnum = d.refobjsubid
-WHERE r.ev_class = 'pg_temp.zdm_view'::regclass AND d.refobjid = 'pg_temp.zdm_shape'::regclass AND a.attnum > 0
+WHERE r.ev_class = 'pg_temp.zdm_view'::regclass AND d.refobjid = '{COPY}'::regclass AND a.attnum > 0
 ORDER BY a.attnum"""
 
-_CAST = """
-SELECT $1::oid = $2::oid OR $1::oid = 'unknown'::regtype OR coalesce(
-  (SELECT CASE k.castcontext WHEN 'i' THEN true WHEN 'a' THEN s.typcategory = t.typcategory ELSE false END
-   FROM pg_cast k JOIN pg_type s ON s.oid = k.castsource JOIN pg_type t ON t.oid = k.casttarget
-   WHERE k.castsource = $1::oid AND k.casttarget = $2::oid), false)"""
+# An implicit cast loses nothing; one on assignment is taken within a kind of types (bigint to integer), as the
+# server checks it value by value, but not across kinds, where it would turn every type into text.
+_FITS = f"""
+SELECT v.atttypid = t.atttypid OR v.atttypid = 'unknown'::regtype OR coalesce(
+         CASE k.castcontext WHEN 'i' THEN true WHEN 'a' THEN s.typcategory = g.typcategory END, false),
+       format_type(v.atttypid, v.atttypmod), format_type(t.atttypid, t.atttypmod)
+FROM pg_attribute v CROSS JOIN pg_attribute t
+JOIN pg_type s ON s.oid = v.atttypid JOIN pg_type g ON g.oid = t.atttypid
+LEFT JOIN pg_cast k ON k.castsource = v.atttypid AND k.casttarget = t.atttypid
+WHERE v.attrelid = 'pg_temp.zdm_view'::regclass AND v.attnum = 1
+  AND t.attrelid = '{COPY}'::regclass AND t.attname = $1"""
 
-# Every index that reads the column, with the text that depends on neither its own name nor the table's.
-_INDEXES = """
-SELECT c.relname, i.indisunique, k.conname, k.contype,
-       substr(pg_get_indexdef(i.indexrelid), strpos(pg_get_indexdef(i.indexrelid), p.prefix) + length(p.prefix)),
-       strpos(pg_get_indexdef(i.indexrelid), p.prefix) > 0, i.indisreplident, k.condeferrable, k.condeferred
-FROM pg_index i JOIN pg_class c ON c.oid = i.indexrelid
-LEFT JOIN pg_constraint k ON k.conindid = i.indexrelid AND k.conrelid = i.indrelid AND k.contype IN ('u', 'x')
-CROSS JOIN LATERAL (SELECT format('INDEX %I ON %s USING ', c.relname, $3::text) AS prefix) p
-WHERE i.indrelid = $1 AND i.indisvalid AND NOT i.indisprimary AND (
-  $2::smallint = ANY (i.indkey::smallint[]) OR EXISTS (
-    SELECT 1 FROM pg_depend d WHERE d.classid = 'pg_class'::regclass AND d.objid = i.indexrelid
-      AND d.refobjid = $1 AND d.refobjsubid = $2))
-ORDER BY c.relname"""
-
-_CONSTRAINTS = """
-SELECT conname, contype, pg_get_constraintdef(oid) FROM pg_constraint
-WHERE conrelid = $1 AND contype IN ('c', 'f') AND $2::smallint = ANY (conkey) ORDER BY conname"""
+_ADDED = f"""
+SELECT format_type(a.atttypid, a.atttypmod), a.attnotnull OR a.attgenerated <> '' OR a.attidentity <> '',
+       (SELECT count(*) FROM pg_attribute WHERE attrelid = a.attrelid AND attnum > 0)
+FROM pg_attribute a WHERE a.attrelid = '{COPY}'::regclass AND a.attname = $1"""
 
 _REFERENCED = """
 SELECT conname, conrelid::regclass::text FROM pg_constraint
 WHERE confrelid = $1 AND contype = 'f' AND $2::smallint = ANY (confkey)"""
 
 
-@contextmanager
-def _undone(conn: Connection) -> Iterator[None]:
-    """A transaction that is always rolled back."""
-    conn.execute("BEGIN")
-    try:
-        yield
-    finally:
-        conn.execute("ROLLBACK")
-
-
-@contextmanager
-def _attempt(conn: Connection) -> Iterator[None]:
-    """A savepoint that is always rolled back, so that a failing attempt leaves the transaction usable."""
-    conn.execute("SAVEPOINT zdm_attempt")
-    try:
-        yield
-    finally:
-        conn.execute("ROLLBACK TO SAVEPOINT zdm_attempt")
-        conn.execute("RELEASE SAVEPOINT zdm_attempt")  # else it hides an outer one of the same name
-
-
 class _Survey:
     def __init__(self, conn: Connection, migration: Migration, found: Catalog) -> None:
         self.conn = conn
-        self.migration = migration
         self.change = migration.change
         self.catalog = found
         self.alias = quote(found.table.name)
         self.problems: list[Problem] = []
         self.warnings: list[str] = []
         self.old = found.column(self.change.old)
+        self.new = self.change.new
 
-    # -- columns ------------------------------------------------------------------------------------------
+    def run(self) -> Catalog:
+        self.columns()
+        self.triggers()
+        if self.problems:
+            return self.catalog
+        with undone(self.conn):
+            if self.copy():
+                self.expressions()
+            if not self.problems:
+                self.nulls()
+            if not self.problems:
+                table, oid = self.catalog.table, self.catalog.oid
+                rebuilds = Rebuilds(self.conn, table=table, oid=oid, old=self.old, new=self.new.name)
+                self.catalog = dataclasses.replace(self.catalog, rebuilds=tuple(rebuilds.find()))
+                self.problems += rebuilds.problems
+        return dataclasses.replace(self.catalog, warnings=tuple(self.warnings))
+
+    def refuse(self, thing: str, fact: str, way_out: str) -> None:
+        self.problems.append(Problem(thing, fact, way_out))
+
+    # -- what stands there --------------------------------------------------------------------------------
 
     def columns(self) -> None:
-        old, new, table = self.old, self.change.new, self.catalog.table
+        old, table = self.old, self.catalog.table
         thing = f"column {quote(old.name)} of {table}"
         if old.generated or old.identity:
-            self.problems.append(
-                Problem(thing, "is generated by the server", "replace_column cannot mirror into it")
-            )
-        if old.name in {c.name for c in self.catalog.key}:
-            self.problems.append(
-                Problem(thing, "is part of the primary key", "replace_column needs a key that stays as it is")
-            )
-        if any(c.name == new.name for c in self.catalog.columns):
-            self.problems.append(
-                Problem(
-                    f"column {quote(new.name)} of {table}", "exists already", "choose another name for new"
-                )
-            )
+            self.refuse(thing, "is generated by the server", "replace_column cannot mirror into it")
+        if old in self.catalog.key:
+            self.refuse(thing, "is part of the primary key", "replace_column needs a key that stays as it is")
+        if any(c.name == self.new.name for c in self.catalog.columns):
+            self.refuse(f"column {quote(self.new.name)} of {table}", "exists already", "choose another name for new")
         for name, other in query(self.conn, _REFERENCED, [self.catalog.oid, old.number]):
-            self.problems.append(
-                Problem(
-                    thing, f"is referenced by {other} (foreign key {name})", "move that foreign key first"
-                )
-            )
+            self.refuse(thing, f"is referenced by {other} (foreign key {name})", "move that foreign key first")
+        for name in catalogs.dependents(self.conn, self.catalog.oid, old.number):
+            self.warnings.append(f"{name} reads {quote(old.name)}: contract is refused while it does")
+
+    def triggers(self) -> None:
         for name, before, on_update in catalogs.row_triggers(self.conn, self.catalog.oid):
-            if before and name > "zzz_zdm_":
-                self.problems.append(
-                    Problem(
-                        f"trigger {quote(name)}",
-                        "sorts behind the sync trigger, which must see what it did",
-                        "rename it",
-                    )
+            if before and name > TRIGGER_PREFIX:
+                self.refuse(
+                    f"trigger {quote(name)}", "sorts behind the sync trigger, which must see what it did", "rename it"
                 )
             if on_update:
                 self.warnings.append(f"trigger {quote(name)} fires for every row that the backfill moves")
-        for name in catalogs.dependents(self.conn, self.catalog.oid, old.number):
-            self.warnings.append(
-                f"{name} reads {quote(old.name)}: contract is refused until it reads {quote(new.name)}"
-            )
 
     # -- types and expressions ----------------------------------------------------------------------------
 
-    def shape(self) -> bool:
-        """A temporary table of the same columns, plus the new one. False when the new type is none."""
-        self.conn.execute(
-            f"CREATE TEMPORARY TABLE zdm_shape (LIKE {self.catalog.table.sql} INCLUDING GENERATED) ON COMMIT DROP"
-        )
-        new = self.change.new
-        default = f" DEFAULT {expression(new.default)}" if new.default else ""
+    def copy(self) -> bool:
+        """A temporary table of the same columns and the new one; false when its type or default is none."""
+        # Generated columns are copied as such, so that reading one shows; it is refused later on.
+        like = f"LIKE {self.catalog.table.sql} INCLUDING GENERATED"
+        self.conn.execute(f"CREATE TEMPORARY TABLE zdm_shape ({like}) ON COMMIT DROP".encode())
+        default = f" DEFAULT {expression(self.new.default)}" if self.new.default else ""
+        thing = f"new column {quote(self.new.name)} {self.new.type}{default}"
         try:
+            # A prepared statement can be but one: what follows a semicolon is refused by the server.
             with self.conn.transaction():
-                # The comment closes nothing: a type that smuggles in more than a type fails here, in the copy.
                 self.conn.execute(
-                    f"ALTER TABLE zdm_shape ADD COLUMN {quote(new.name)} {new.type}{default}", prepare=True
-                )
-        except psycopg.Error as error:
-            self.problems.append(
-                Problem(
-                    f"new column {quote(new.name)} {new.type}", safe(error), "correct new.type or new.default"
-                )
-            )
-            return False
-        actual = scalar(
-            self.conn,
-            "SELECT format_type(atttypid, atttypmod) FROM pg_attribute WHERE attrelid = 'pg_temp.zdm_shape'::regclass AND attname = $1",
-            [new.name],
-        )
-        count = scalar(
-            self.conn,
-            "SELECT count(*) FROM pg_attribute WHERE attrelid = 'pg_temp.zdm_shape'::regclass AND attnum > 0 AND NOT attisdropped",
-        )
-        canonical = scalar(
-            self.conn,
-            "SELECT attnotnull OR attgenerated <> '' OR attidentity <> '' FROM pg_attribute "
-            "WHERE attrelid = 'pg_temp.zdm_shape'::regclass AND attname = $1",
-            [new.name],
-        )
-        if count != len(self.catalog.columns) + 1 or canonical:
-            self.problems.append(
-                Problem(
-                    f"new column {quote(new.name)}",
-                    f"type {new.type!r} is more than a type",
-                    f"write the type alone, as {actual}, and use nullable and default for the rest",
-                )
-            )
-            return False
-        return True
-
-    def inputs(self, which: str, sql: str, target: str) -> tuple[tuple[str, ...], bool]:
-        """The columns that an expression reads and whether it depends on them alone."""
-        thing = f"{which}: {sql}"
-        try:
-            with _attempt(self.conn):
-                self.conn.execute(
-                    f"CREATE TEMPORARY VIEW zdm_view AS SELECT {expression(sql)} AS zdm_value FROM pg_temp.zdm_shape AS {self.alias}",
+                    f"ALTER TABLE {COPY} ADD COLUMN {quote(self.new.name)} {self.new.type}{default}".encode(),
                     prepare=True,
                 )
-                names = tuple(name for (name,) in query(self.conn, _INPUTS))
-                self._typed(thing, sql, target)
-                self._scalar(sql, target)
-                return names, self._immutable(sql, target)
         except psycopg.Error as error:
-            self.problems.append(
-                Problem(
-                    thing, f"is no expression over one row of the table ({safe(error)})", f"correct {which}"
-                )
+            self.refuse(thing, safe(error), "correct new.type or new.default")
+            return False
+        actual, more, count = query(self.conn, _ADDED, [self.new.name])[0]
+        if more or count != len(self.catalog.columns) + 1:
+            self.refuse(
+                thing, "says more than a type", f"write type: {actual}, and use nullable and default for the rest"
             )
-            return (), True
-
-    def _typed(self, thing: str, sql: str, target: str) -> None:
-        row = query(
-            self.conn,
-            "SELECT v.atttypid, format_type(v.atttypid, v.atttypmod), t.atttypid, format_type(t.atttypid, t.atttypmod) "
-            "FROM pg_attribute v, pg_attribute t WHERE v.attrelid = 'pg_temp.zdm_view'::regclass AND v.attnum = 1 "
-            "AND t.attrelid = 'pg_temp.zdm_shape'::regclass AND t.attname = $1",
-            [target],
-        )[0]
-        gives, gives_name, wants, wants_name = row
-        if not scalar(self.conn, _CAST, [gives, wants]):
-            self.problems.append(
-                Problem(
-                    thing,
-                    f"gives {gives_name}, and column {quote(target)} is {wants_name}",
-                    f"write an explicit cast, as ({sql.strip()})::{wants_name}",
-                )
-            )
-
-    def _scalar(self, sql: str, target: str) -> None:
-        """An UPDATE accepts no aggregate, window or set; a view would."""
-        self.conn.execute(
-            f"EXPLAIN UPDATE pg_temp.zdm_shape AS {self.alias} SET {quote(target)} = {expression(sql)}",
-            prepare=True,
-        )
-
-    def _immutable(self, sql: str, target: str) -> bool:
-        """Only an immutable expression may be stored as a generated column: the server is the judge."""
-        generated = {c.name for c in self.catalog.columns if c.generated}
-        target_type = scalar(
-            self.conn,
-            "SELECT format_type(atttypid, atttypmod) FROM pg_attribute WHERE attrelid = 'pg_temp.zdm_shape'::regclass AND attname = $1",
-            [target],
-        )
-        try:
-            with _attempt(self.conn):
-                # Generated columns may not read one another; they are refused as inputs in `expressions`.
-                if not generated:
-                    self.conn.execute(
-                        f"CREATE TEMPORARY TABLE zdm_immutable (LIKE pg_temp.zdm_shape) ON COMMIT DROP"
-                    )
-                    self.conn.execute(
-                        f"ALTER TABLE zdm_immutable ADD COLUMN zdm_value {target_type} GENERATED ALWAYS AS "
-                        f"({expression(sql)}::{target_type}) STORED"
-                    )
-        except psycopg.Error:
             return False
         return True
 
     def expressions(self) -> None:
         """Fill in what `up` and `down` read."""
-        new = self.change.new
-        up_inputs, up_immutable = self.inputs("up", self.change.up, new.name)
-        down_inputs, down_immutable = self.inputs("down", self.change.down, self.old.name)
-        if self.problems:
-            return
-        if new.name in up_inputs:
-            self.problems.append(
-                Problem(
-                    f"up: {self.change.up}",
-                    f"reads the new column {quote(new.name)}",
-                    "compute it from the old shape",
+        up, up_immutable = self.inputs("up", self.change.up, self.new.name)
+        down, down_immutable = self.inputs("down", self.change.down, self.old.name)
+        for which, sql, found, own, shape in (
+            ("up", self.change.up, up, self.new.name, "old"),
+            ("down", self.change.down, down, self.old.name, "new"),
+        ):
+            if own in found:
+                self.refuse(
+                    f"{which}: {sql}", f"reads {quote(own)}, which it is to give", f"compute it from the {shape} shape"
                 )
+        generated = {c.name for c in self.catalog.columns if c.generated}
+        for name in sorted(generated & {*up, *down}):
+            self.refuse(
+                f"column {quote(name)}",
+                "is generated, and a trigger sees it empty",
+                "write its expression out in up and down",
             )
-        if self.old.name in down_inputs:
-            self.problems.append(
-                Problem(
-                    f"down: {self.change.down}",
-                    f"reads the old column {quote(self.old.name)}",
-                    "compute it from the new shape",
-                )
-            )
-        for name in sorted({*up_inputs, *down_inputs}):
-            if name != new.name and self.catalog.column(name).generated:
-                self.problems.append(
-                    Problem(
-                        f"column {quote(name)}",
-                        "is generated, and a trigger sees it empty",
-                        "write its expression out in up and down",
-                    )
-                )
         immutable = up_immutable and down_immutable
         if not immutable:
             self.warnings.append(
-                "up or down depends on session settings or on more than the row: it runs with the migration's own settings"
+                "up or down depends on more than the row (settings, time, other tables): parity will judge"
             )
-        self.catalog = dataclasses.replace(
-            self.catalog, up_inputs=up_inputs, down_inputs=down_inputs, immutable=immutable
-        )
-        if not self.problems:
-            self._nulls()
+        self.catalog = dataclasses.replace(self.catalog, up_inputs=up, down_inputs=down, immutable=immutable)
 
-    def _evaluate(self, sql: str, given: dict[str, str]) -> str | None:
+    def inputs(self, which: str, sql: str, target: str) -> tuple[tuple[str, ...], bool]:
+        """The columns that an expression reads, and whether it depends on them alone."""
+        thing = f"{which}: {sql}"
+        view = f"CREATE TEMPORARY VIEW zdm_view AS SELECT {expression(sql)} AS zdm_value FROM {COPY} AS {self.alias}"
+        # An UPDATE accepts no aggregate, window or set, where a view would.
+        update = f"EXPLAIN UPDATE {COPY} AS {self.alias} SET {quote(target)} = {expression(sql)}"
+        try:
+            with attempt(self.conn):
+                self.conn.execute(view.encode(), prepare=True)
+                found = tuple(name for (name,) in query(self.conn, _INPUTS))
+                fits, gives, wants = query(self.conn, _FITS, [target])[0]
+                if not fits:
+                    fact = f"gives {gives}, and column {quote(target)} is {wants}"
+                    self.refuse(thing, fact, f"write an explicit cast, as ({sql.strip()})::{wants}")
+                    return found, True
+                self.conn.execute(update.encode(), prepare=True)
+                return found, self.immutable(sql, wants)
+        except psycopg.Error as error:
+            self.refuse(thing, f"is no expression over one row of the table ({safe(error)})", f"correct {which}")
+            return (), True
+
+    def immutable(self, sql: str, type_name: str) -> bool:
+        """Only an immutable expression may be stored as a generated column: the server is the judge."""
+        try:
+            with attempt(self.conn):
+                self.conn.execute(f"CREATE TEMPORARY TABLE zdm_immutable (LIKE {COPY}) ON COMMIT DROP".encode())
+                self.conn.execute(
+                    f"ALTER TABLE zdm_immutable ADD COLUMN zdm_value {type_name} "
+                    f"GENERATED ALWAYS AS ({expression(sql)}::{type_name}) STORED".encode()
+                )
+        except psycopg.Error:
+            return False
+        return True
+
+    # -- NULL ---------------------------------------------------------------------------------------------
+
+    def evaluate(self, sql: str, given: dict[str, str]) -> str | None:
         """An expression over a row of NULLs but for `given`, as text; raises what the server raises."""
-        columns = {c.name: c.type for c in self.catalog.columns} | {
-            self.change.new.name: self.change.new.type
-        }
+        columns = {c.name: c.type for c in self.catalog.columns} | {self.new.name: self.new.type}
         listed = ", ".join(f"{given.get(n, 'NULL')}::{t} AS {quote(n)}" for n, t in columns.items())
         value = scalar(self.conn, f"SELECT {expression(sql)}::text FROM (SELECT {listed}) AS {self.alias}")
         return None if value is None else str(value)
 
-    def _nulls(self) -> None:
-        """What the mapping makes of NULL decides whether NULL can mean `never written`."""
-        old, new = quote(self.old.name), self.change.new
+    def nulls(self) -> None:
+        """NULL in the new column means `never written`: refuse mappings under which it could mean more."""
+        up, old, new = self.change.up, quote(self.old.name), quote(self.new.name)
         try:
-            with _attempt(self.conn):
-                up_of_null = self._evaluate(self.change.up, {})
-                if not new.nullable and not self.old.not_null and up_of_null is None:
-                    self.problems.append(
-                        Problem(
-                            f"up: {self.change.up}",
-                            f"turns NULL into NULL; {old} may be NULL and {quote(new.name)} must not, so old code's writes would fail",
-                            f"write coalesce({self.change.up.strip()}, ...) or declare nullable: true",
+            with attempt(self.conn):
+                if not self.new.nullable:
+                    if not self.old.not_null and self.evaluate(up, {}) is None:
+                        fact = (
+                            f"gives NULL for NULL; {old} may be NULL and {new} must not: old code's writes would fail"
                         )
+                        self.refuse(f"up: {up}", fact, f"write coalesce({up.strip()}, ...), or declare nullable: true")
+                    return
+                empty = f"(SELECT NULL::{self.new.type} AS {new}) AS {self.alias}"
+                back = f"(SELECT {expression(self.change.down)} FROM {empty})"
+                one_each = {*self.catalog.up_inputs} <= {self.old.name} and {*self.catalog.down_inputs} <= {
+                    self.new.name
+                }
+                if not one_each or self.evaluate(up, {self.old.name: back}) is not None:
+                    self.refuse(
+                        f"new column {new}",
+                        "is nullable, and a NULL that new code wrote could not be told from a row never moved, because "
+                        "up(down(NULL)) is not NULL or up and down read further columns",
+                        "declare nullable: false, or let up and down read one column each and keep NULL as NULL",
                     )
-                if new.nullable:
-                    back = f"(SELECT {expression(self.change.down)} FROM (SELECT NULL::{new.type} AS {quote(new.name)}) AS {self.alias})"
-                    foreign = set(self.catalog.up_inputs) - {self.old.name} | set(
-                        self.catalog.down_inputs
-                    ) - {new.name}
-                    if foreign or self._evaluate(self.change.up, {self.old.name: back}) is not None:
-                        self.problems.append(
-                            Problem(
-                                f"new column {quote(new.name)}",
-                                "is nullable, and a NULL written by new code could not be told from a row never moved: "
-                                "up(down(NULL)) is not NULL, or up or down reads other columns",
-                                "declare nullable: false, or let up and down keep NULL as NULL and read one column each",
-                            )
-                        )
         except psycopg.Error:
             self.warnings.append("up or down fails on NULL")
-
-    # -- indexes and constraints --------------------------------------------------------------------------
-
-    def _renamed(self, name: str) -> str:
-        fresh = name.replace(self.old.name, self.change.new.name) if self.old.name in name else f"{name}_zdm"
-        return fitted(fresh if fresh != name else f"{name}_zdm")
-
-    def rebuilds(self) -> list[Rebuild]:
-        """How every index and constraint of the old column reads on the new one, as the server prints it."""
-        oid, number = self.catalog.oid, self.old.number
-        indexes = query(self.conn, _INDEXES, [oid, number, self._printed_table()])
-        constraints = query(self.conn, _CONSTRAINTS, [oid, number])
-        found: list[Rebuild] = []
-        for original, _, constraint, kind, tail, known, replica_identity, deferrable, deferred in indexes:
-            thing = f"index {quote(original)}"
-            if kind == "x" or replica_identity or not known:
-                what = (
-                    "backs an exclusion constraint"
-                    if kind == "x"
-                    else "is the replica identity"
-                    if replica_identity
-                    else "is unreadable"
-                )
-                self.problems.append(
-                    Problem(thing, what, "drop it first; replace_column does not rebuild such")
-                )
-                continue
-            moved = self._on_new_column(thing, tail)
-            if moved is None:
-                continue
-            unique = "UNIQUE " if _ else ""
-            wait = (" DEFERRABLE" if deferrable else "") + (" INITIALLY DEFERRED" if deferred else "")
-            found.append(
-                Rebuild(
-                    kind="unique" if constraint else "unique_index" if unique else "index",
-                    original=constraint or original,
-                    name=self._renamed(original),
-                    definition=moved + ("\n" + wait if wait else ""),
-                )
-            )
-        for original, kind, definition in constraints:
-            if (rebuilt := self._constraint(original, kind, definition)) is not None:
-                found.append(rebuilt)
-        return found
-
-    def _printed_table(self) -> str:
-        return str(
-            scalar(
-                self.conn,
-                "SELECT format('%I.%I', $1::text, $2::text)",
-                [self.catalog.table.schema, self.catalog.table.name],
-            )
-        )
-
-    def _swap(self) -> None:
-        """On the copy, the old column takes the new one's name: what depends on it is then printed with it."""
-        self.conn.execute(
-            f"ALTER TABLE pg_temp.zdm_shape RENAME COLUMN {quote(self.change.new.name)} TO zdm_aside"
-        )
-        self.conn.execute(
-            f"ALTER TABLE pg_temp.zdm_shape RENAME COLUMN {quote(self.old.name)} TO {quote(self.change.new.name)}"
-        )
-
-    def _on_new_column(self, thing: str, tail: str) -> str | None:
-        try:
-            with _attempt(self.conn):
-                self.conn.execute(f"CREATE INDEX zdm_index ON pg_temp.zdm_shape USING {tail}")
-                self._swap()
-                printed = str(scalar(self.conn, "SELECT pg_get_indexdef('pg_temp.zdm_index'::regclass)"))
-                moved = printed.split(" USING ", 1)[1]
-            with _attempt(self.conn):
-                self.conn.execute(f"CREATE INDEX zdm_index ON pg_temp.zdm_shape USING {moved}")
-        except psycopg.Error as error:
-            self.problems.append(
-                Problem(
-                    thing,
-                    f"cannot be built on the new column ({safe(error)})",
-                    "drop it first, or choose a type it can index",
-                )
-            )
-            return None
-        return moved
-
-    def _constraint(self, original: str, kind: str, definition: str) -> Rebuild | None:
-        name = self._renamed(original)
-        if kind == "f":
-            columns, references = definition.split(") REFERENCES ", 1)
-            old_list = columns.removeprefix("FOREIGN KEY (")
-            printed = str(scalar(self.conn, "SELECT quote_ident($1)", [self.old.name]))
-            if old_list != printed:
-                self.problems.append(
-                    Problem(
-                        f"foreign key {quote(original)}",
-                        "spans several columns",
-                        "drop it first; replace_column rebuilds one-column keys",
-                    )
-                )
-                return None
-            moved = f"FOREIGN KEY ({quote(self.change.new.name)}) REFERENCES {references}"
-            return Rebuild(
-                kind="foreign_key", original=original, name=name, definition=moved.removesuffix(" NOT VALID")
-            )
-        try:
-            with _attempt(self.conn):
-                self.conn.execute(f"ALTER TABLE pg_temp.zdm_shape ADD CONSTRAINT zdm_check {definition}")
-                self._swap()
-                moved = str(
-                    scalar(
-                        self.conn,
-                        "SELECT pg_get_constraintdef(oid) FROM pg_constraint WHERE conrelid = 'pg_temp.zdm_shape'::regclass AND conname = 'zdm_check'",
-                    )
-                )
-            with _attempt(self.conn):
-                self.conn.execute(f"ALTER TABLE pg_temp.zdm_shape ADD CONSTRAINT zdm_check {moved}")
-        except psycopg.Error as error:
-            self.problems.append(
-                Problem(
-                    f"check {quote(original)}",
-                    f"does not fit the new column ({safe(error)})",
-                    "drop it first",
-                )
-            )
-            return None
-        return Rebuild(
-            kind="check", original=original, name=name, definition=moved.removesuffix(" NOT VALID")
-        )
-
-    def run(self) -> Catalog:
-        self.columns()
-        if self.problems:
-            return self.catalog
-        with _undone(self.conn):
-            if self.shape():
-                self.expressions()
-                if not self.problems:
-                    self.catalog = dataclasses.replace(self.catalog, rebuilds=tuple(self.rebuilds()))
-        return dataclasses.replace(self.catalog, warnings=tuple(self.warnings))
 
 
 def survey(conn: Connection, migration: Migration) -> tuple[Catalog, list[Problem]]:
@@ -483,5 +243,4 @@ def survey(conn: Connection, migration: Migration) -> tuple[Catalog, list[Proble
     if any("temporary" in p.fact for p in lacking):
         return found, lacking
     job = _Survey(conn, migration, found)
-    result = job.run()
-    return result, lacking + job.problems
+    return job.run(), lacking + job.problems
