@@ -33,8 +33,7 @@ def where(url: str) -> str:
         parts = conninfo_to_dict(url)
     except psycopg.ProgrammingError:
         return "an unreadable URL"
-    host = str(parts.get("host", "localhost")).rpartition("@")[2]  # left of it is what a stray @ cut off a password
-    return f"{host}:{parts.get('port', '5432')}/{parts.get('dbname', '')}"
+    return f"{parts.get('host', 'localhost')}:{parts.get('port', '5432')}/{parts.get('dbname', '')}"
 
 
 def _parsed(url: str) -> dict[str, Any]:
@@ -43,11 +42,10 @@ def _parsed(url: str) -> dict[str, Any]:
     try:
         parts = conninfo_to_dict(url)
     except psycopg.ProgrammingError:
-        scheme = url.partition("://")[0] if re.match(r"[a-z0-9+]+://", url) else ""
-        fact = f"its URL begins with {scheme}://" if scheme not in ("", "postgresql", "postgres") else "is no URL"
-        raise DatabaseUnreachable("database", f"{fact}, which cannot be read", unreadable) from None
-    if "@" in str(parts.get("host", "")):
-        raise DatabaseUnreachable(f"database {where(url)}", "its URL holds more than one @", unreadable)
+        fact = "its URL names a SQLAlchemy driver" if url.startswith("postgresql+") else "its URL cannot be read"
+        raise DatabaseUnreachable("database", fact, unreadable) from None
+    if "@" in str(parts.get("host", "")) or not re.fullmatch(r"[0-9,]*", str(parts.get("port", ""))):
+        raise DatabaseUnreachable("database", "its URL holds an @ or / that is not meant as one", unreadable)
     return parts
 
 
