@@ -12,6 +12,7 @@ from collections.abc import Callable
 
 import psycopg
 
+from zdm_pipelines.dialects.postgres import keys
 from zdm_pipelines.dialects.postgres.connection import Connection, connect, query, safe, scalar
 from zdm_pipelines.model.errors import DatabaseUnreachable, Throttled
 from zdm_pipelines.model.migration import Limit, Throttle
@@ -70,7 +71,8 @@ class Governor:
         self._read_at = 0.0
         self._reason: str | None = None
         self._latencies: deque[float] = deque(maxlen=_SAMPLES)
-        self._table = catalog.table.sql
+        # By the key's index: at the front of the heap a backfill leaves pages full of dead rows.
+        self._canary = f"SELECT 1 FROM {catalog.table.sql} ORDER BY {keys.columns(catalog.key)} LIMIT 1"
         self.waited = 0.0
         self._signals = [
             _Signal(name, limit, read)
@@ -86,7 +88,7 @@ class Governor:
 
     def _latency(self, conn: Connection) -> float:
         begun = time.perf_counter()
-        scalar(conn, f"SELECT 1 FROM {self._table} LIMIT 1")
+        scalar(conn, self._canary)
         self._latencies.append(time.perf_counter() - begun)
         ordered = sorted(self._latencies)
         return ordered[min(len(ordered) - 1, int(len(ordered) * 0.95))]
