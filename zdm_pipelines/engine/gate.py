@@ -127,8 +127,7 @@ def reasons(
                 f"it is kept for {_span(left)} more"
             )
     else:
-        late = ledger.writers(conn, entry.id, ("old",), within=migration.contract.straggler_window)
-        # Writes before all reads were switched are not stragglers' yet; those after it are.
+        late = ledger.writers(conn, entry.id, ledger.OLD_SHAPE, within=migration.contract.straggler_window)
         found += [f"straggler: {who} wrote the old shape; deploy new code there" for who in late]
     number = catalogs.column_number(conn, entry.catalog.oid, old_column)
     if number is None:

@@ -55,6 +55,13 @@ def exists(conn: Connection) -> bool:
     return bool(scalar(conn, "SELECT to_regclass('zdm.migration') IS NOT NULL"))
 
 
+def versions(conn: Connection) -> tuple[str | None, str]:
+    """The version this database's ledger is at (None: it has none) and the one this software knows."""
+    known = cast(str, ScriptDirectory.from_config(_alembic()).get_current_head())
+    found = scalar(conn, "SELECT to_regclass('zdm.schema_version') IS NOT NULL")
+    return (scalar(conn, "SELECT version_num FROM zdm.schema_version") if found else None), known
+
+
 def ensure(url: str) -> None:
     """Create the ledger or bring it to this version; does nothing when it is there.
 
@@ -323,6 +330,11 @@ def set_flag(conn: Connection, migration_id: int, percent: int, *, retired: bool
 def drop_flag(conn: Connection, migration_id: int) -> None:
     """Remove a flag."""
     query(conn, "DELETE FROM zdm.flag WHERE migration_id = $1", [migration_id])
+
+
+# Who names the old column in a write, alone or beside the new one, fails once it is renamed; likewise the new shape.
+OLD_SHAPE = ("old", "both")
+NEW_SHAPE = ("new", "both")
 
 
 def writers(conn: Connection, migration_id: int, wrote: Sequence[str], *, within: float) -> list[str]:

@@ -110,7 +110,7 @@ def _undo(migration: Migration, url: str, force: bool, tell: locks.Tell) -> None
         entry = ledger.find(conn, migration.name)
         if entry is None or entry.state == State.ROLLED_BACK:
             return
-        if not force and (users := ledger.writers(conn, entry.id, ("new", "both"), within=_NEW_CODE_SECONDS)):
+        if not force and (users := ledger.writers(conn, entry.id, ledger.NEW_SHAPE, within=_NEW_CODE_SECONDS)):
             raise StateConflict(
                 migration.name,
                 f"new code still writes column {migration.change.new.name}: {'; '.join(users)}",

@@ -32,7 +32,9 @@ def read(migration: Migration, url: str) -> Status:
             flag=ledger.flag(conn, entry.id),
             switched_at=entry.switched_at,
             tombstoned_at=entry.tombstoned_at,
-            stragglers=tuple(ledger.writers(conn, entry.id, ("old",), within=migration.contract.straggler_window)),
+            stragglers=tuple(
+                ledger.writers(conn, entry.id, ledger.OLD_SHAPE, within=migration.contract.straggler_window)
+            ),
             events=tuple(ledger.events(conn, entry.id)),
         )
 
