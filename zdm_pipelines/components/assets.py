@@ -1,0 +1,270 @@
+"""Assets: one per phase, in the order a migration walks them."""
+
+from collections.abc import Iterator
+from contextlib import closing
+from typing import Any
+
+import dagster as dg
+from pydantic import Field
+
+from zdm_pipelines.components import books, describe, keys, metadata, reasons
+from zdm_pipelines.components.database import DatabaseResource, resource_key
+from zdm_pipelines.components.failures import readable
+from zdm_pipelines.components.progress import Progress
+from zdm_pipelines.engine.batches import Moved
+from zdm_pipelines.engine.gate import CHECKS
+from zdm_pipelines.model.errors import StateConflict
+from zdm_pipelines.model.migration import Migration
+from zdm_pipelines.model.states import Phase, State
+from zdm_pipelines.phases import backfill, contract, expand, preflight, status, switch_reads, validate
+
+# Partitions a run takes from a backfill: starting a run costs about as much as ten empty partitions.
+_PARTITIONS_PER_RUN = 100
+
+_CHAIN: tuple[Phase | str, ...] = (keys.PLAN, *Phase)
+
+
+class BackfillConfig(dg.Config):
+    """How rows are moved."""
+
+    repair: bool = Field(
+        default=False, description="Take rows that disagree from the old column, also in ranges that are done."
+    )
+
+
+class SwitchReadsConfig(dg.Config):
+    """How far reads are switched."""
+
+    percent: int | None = Field(
+        default=None, description="Share of keys that read the new column, 0 to 100; default: the next stage of the ramp."
+    )
+
+
+def of_migration(migration: Migration) -> list[dg.AssetsDefinition]:
+    """The chain of assets of a migration."""
+    return [
+        _plan(migration),
+        _expand(migration),
+        _backfill(migration),
+        _validate(migration),
+        _switch_reads(migration),
+        _contract(migration),
+    ]
+
+
+def _spec(migration: Migration, phase: Phase | str, **more: Any) -> dg.AssetSpec:
+    place = _CHAIN.index(phase)
+    return dg.AssetSpec(
+        keys.asset_key(migration, phase),
+        deps=[keys.asset_key(migration, _CHAIN[place - 1])] if place else [],
+        description=describe.asset(migration, phase),
+        group_name=migration.name,
+        kinds={"postgres"},
+        tags={"zdm/migration": migration.name, "zdm/phase": str(phase)},
+        metadata={"dagster/table_name": f"{migration.database}.{migration.table_name}"},
+        skippable=True,  # a phase that did not come true is not materialized
+        **more,
+    )
+
+
+def _url(context: dg.AssetExecutionContext, migration: Migration) -> str:
+    database: DatabaseResource = getattr(context.resources, resource_key(migration.database))
+    return database.url()
+
+
+def _common(migration: Migration, phase: Phase | str) -> dict[str, Any]:
+    return {
+        "name": keys.op_name(migration, phase),
+        "required_resource_keys": {resource_key(migration.database)},
+    }
+
+
+def _plan(migration: Migration) -> dg.AssetsDefinition:
+    @dg.multi_asset(specs=[_spec(migration, keys.PLAN)], **_common(migration, keys.PLAN))
+    def plan(context: dg.AssetExecutionContext) -> Iterator[dg.MaterializeResult[None]]:
+        with readable():
+            url = _url(context, migration)
+            now = status.read(migration, url).state
+            if now == State.CONTRACTED:
+                raise StateConflict(migration.name, "is contracted", "there is nothing left to plan")
+            catalog = preflight.catalog_of(url, migration)
+            steps = preflight.plan(migration, catalog)
+            rows = preflight.size(url, catalog)
+        found: metadata.Metadata = {
+            "plan": metadata.plan(steps),
+            "sql": metadata.statements(steps),
+            "state": str(now),
+            "rows_estimated": rows,
+            "table_bytes": catalog.bytes,
+        }
+        if catalog.warnings:
+            found["warnings"] = metadata.bullets(catalog.warnings)
+        yield dg.MaterializeResult(asset_key=keys.asset_key(migration, keys.PLAN), metadata=found)
+
+    return plan
+
+
+def _expand(migration: Migration) -> dg.AssetsDefinition:
+    @dg.multi_asset(
+        specs=[_spec(migration, Phase.EXPAND)], pool=keys.pool(migration), **_common(migration, Phase.EXPAND)
+    )
+    def expand_(context: dg.AssetExecutionContext) -> Iterator[dg.MaterializeResult[None]]:
+        books.limit_pool(context.instance, migration)
+        with readable():
+            url = _url(context, migration)
+            report = expand.run(migration, url, look=preflight.look, tell=context.log.info)
+            ranges = status.of_ranges(migration, url)
+            steps = preflight.plan(migration, preflight.catalog_of(url, migration))
+        for line in books.correct(context.instance, migration, report.state, ranges):
+            context.log.info(line)
+        for warning in report.facts["warnings"]:
+            context.log.warning(warning)
+        found = metadata.of_report(report) | {
+            "ranges": report.facts["ranges"],
+            "rows_estimated": report.facts["rows_estimated"],
+            "plan": metadata.plan(steps),
+        }
+        if report.facts["warnings"]:
+            found["warnings"] = metadata.bullets(report.facts["warnings"])
+        yield dg.MaterializeResult(asset_key=keys.asset_key(migration, Phase.EXPAND), metadata=found)
+
+    return expand_
+
+
+def _backfill(migration: Migration) -> dg.AssetsDefinition:
+    key = keys.asset_key(migration, Phase.BACKFILL)
+
+    @dg.multi_asset(
+        specs=[_spec(migration, Phase.BACKFILL, partitions_def=keys.partitions(migration))],
+        backfill_policy=dg.BackfillPolicy.multi_run(max_partitions_per_run=_PARTITIONS_PER_RUN),
+        pool=keys.pool(migration),
+        **_common(migration, Phase.BACKFILL),
+    )
+    def backfill_(context: dg.AssetExecutionContext, config: BackfillConfig) -> Iterator[dg.AssetMaterialization]:
+        wanted = list(context.partition_keys)
+        done = 0
+
+        def line(rows: int, seconds: float, detail: str) -> str:
+            return f"{rows:,} rows in {seconds:.0f} s ({rows / seconds:,.0f}/s), {done} of {len(wanted)} ranges done; {detail}"
+
+        progress = Progress(context.log.info, line)
+
+        def batch(moved: Moved) -> None:
+            progress.add(moved.rows, f"range {moved.partition}, batches of {moved.batch_rows:,} rows")
+
+        with readable():
+            url = _url(context, migration)
+            bounds = {r.range.partition: r.range for r in status.of_ranges(migration, url)}
+            moving = backfill.run(
+                migration, url, partitions=wanted, repair=config.repair, tell=context.log.info, batch=batch
+            )
+            statement = backfill.plan(migration, preflight.catalog_of(url, migration))[0].sql
+            # An interrupted run closes the generator, which ends the workers at their next batch.
+            with closing(moving):
+                for moved in moving:
+                    done += 1
+                    yield dg.AssetMaterialization(
+                        key,
+                        partition=moved.partition,
+                        metadata=metadata.of_moved(moved, bounds[moved.partition], statement),
+                    )
+
+    return backfill_
+
+
+def _validate(migration: Migration) -> dg.AssetsDefinition:
+    key = keys.asset_key(migration, Phase.VALIDATE)
+
+    @dg.multi_asset(
+        specs=[_spec(migration, Phase.VALIDATE)],
+        check_specs=[
+            dg.AssetCheckSpec(name, asset=key, description=describe.CHECKS[name], blocking=True) for name in CHECKS
+        ],
+        pool=keys.pool(migration),
+        **_common(migration, Phase.VALIDATE),
+    )
+    def validate_(
+        context: dg.AssetExecutionContext,
+    ) -> Iterator[dg.MaterializeResult[None] | dg.AssetCheckResult]:
+        with readable():
+            report = validate.run(
+                migration, _url(context, migration), tell=context.log.info, compared=_comparing(context)
+            )
+        results = [
+            dg.AssetCheckResult(
+                asset_key=key,
+                check_name=check.name,
+                passed=check.passed,
+                description=check.summary,
+                metadata=metadata.of_check(check),
+            )
+            for check in report.checks
+        ]
+        if all(check.passed for check in report.checks):
+            # Handed over together, so that the evaluations speak of this materialization.
+            yield dg.MaterializeResult(
+                asset_key=key, metadata=metadata.of_report(report), check_results=results
+            )
+            return
+        yield from results
+        with readable():
+            validate.raise_if_failed(report)
+
+    return validate_
+
+
+def _comparing(context: dg.AssetExecutionContext) -> Any:
+    return Progress(context.log.info, lambda rows, seconds, _: f"{rows:,} rows compared in {seconds:.0f} s").add
+
+
+def _switch_reads(migration: Migration) -> dg.AssetsDefinition:
+    # In no pool: bringing reads back must not wait.
+    @dg.multi_asset(specs=[_spec(migration, Phase.SWITCH_READS)], **_common(migration, Phase.SWITCH_READS))
+    def switch_reads_(
+        context: dg.AssetExecutionContext, config: SwitchReadsConfig
+    ) -> Iterator[dg.MaterializeResult[None]]:
+        with readable():
+            report = switch_reads.run(
+                migration, _url(context, migration), percent=config.percent, tell=context.log.info
+            )
+        yield dg.MaterializeResult(
+            asset_key=keys.asset_key(migration, Phase.SWITCH_READS),
+            metadata=metadata.of_report(report)
+            | {
+                "percent": dg.MetadataValue.int(report.facts["percent"]),
+                "percent_before": dg.MetadataValue.int(report.facts["percent_before"]),
+                "flag": report.facts["flag"],
+            },
+        )
+
+    return switch_reads_
+
+
+def _contract(migration: Migration) -> dg.AssetsDefinition:
+    key = keys.asset_key(migration, Phase.CONTRACT)
+
+    @dg.multi_asset(
+        specs=[_spec(migration, Phase.CONTRACT)], pool=keys.pool(migration), **_common(migration, Phase.CONTRACT)
+    )
+    def contract_(
+        context: dg.AssetExecutionContext,
+    ) -> Iterator[dg.MaterializeResult[None] | dg.AssetObservation]:
+        with readable():
+            url = _url(context, migration)
+            report = contract.run(
+                migration,
+                url,
+                more_reasons=reasons.against_contract(
+                    context.instance, migration, status.of_ranges(migration, url)
+                ),
+                tell=context.log.info,
+                compared=_comparing(context),
+            )
+        context.log.info(report.summary)
+        if report.state == State.CONTRACTED:
+            yield dg.MaterializeResult(asset_key=key, metadata=metadata.of_report(report))
+        else:
+            # The asset means: dropped. What is only out of sight is observed.
+            yield dg.AssetObservation(key, description=report.summary, metadata=metadata.of_report(report))
+
+    return contract_

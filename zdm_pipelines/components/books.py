@@ -1,0 +1,117 @@
+"""Books: Dagster's own records, brought in line with the ledger, which is the memory.
+
+Dagster cannot forget single partitions of an asset in its open-source storages: where some of them are no longer true, all
+are forgotten and the true ones reported again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+
+import dagster as dg
+
+from zdm_pipelines.components import keys
+from zdm_pipelines.components.metadata import of_progress
+from zdm_pipelines.model.migration import Migration
+from zdm_pipelines.model.states import Phase, State
+from zdm_pipelines.model.values import RangeProgress
+
+# What is true of each state: the phases whose work stands. Backfill is judged range by range.
+_STANDS: dict[State, frozenset[Phase]] = {
+    State.PLANNED: frozenset(),
+    State.ROLLED_BACK: frozenset(),
+    State.EXPANDED: frozenset({Phase.EXPAND}),
+    State.BACKFILLING: frozenset({Phase.EXPAND}),
+    State.BACKFILLED: frozenset({Phase.EXPAND}),
+    State.VALIDATED: frozenset({Phase.EXPAND, Phase.VALIDATE}),
+    State.SWITCHING: frozenset({Phase.EXPAND, Phase.VALIDATE, Phase.SWITCH_READS}),
+    State.SWITCHED: frozenset({Phase.EXPAND, Phase.VALIDATE, Phase.SWITCH_READS}),
+    State.TOMBSTONED: frozenset({Phase.EXPAND, Phase.VALIDATE, Phase.SWITCH_READS}),
+    State.CONTRACTED: frozenset({Phase.EXPAND, Phase.VALIDATE, Phase.SWITCH_READS, Phase.CONTRACT}),
+}
+
+
+def correct(
+    instance: dg.DagsterInstance, migration: Migration, state: State, ranges: Sequence[RangeProgress]
+) -> list[str]:
+    """Make Dagster say what the ledger says; what it did not know yet is left to be materialized.
+
+    Returns:
+        What was put right, as lines for the log.
+    """
+    told = []
+    known = set(instance.get_asset_keys(prefix=[migration.name]))
+    undone = [
+        key
+        for phase in Phase
+        if phase not in _STANDS[state] | {Phase.BACKFILL}
+        and (key := keys.asset_key(migration, phase)) in known
+    ]
+    if undone:
+        instance.wipe_assets(undone)
+        told.append("no longer materialized: " + ", ".join(key.path[-1] for key in undone))
+    told += _forget_ranges(instance, migration, ranges)
+    told += list_ranges(instance, migration, [r.range.partition for r in ranges])
+    return told
+
+
+def _forget_ranges(
+    instance: dg.DagsterInstance, migration: Migration, ranges: Sequence[RangeProgress]
+) -> list[str]:
+    key = keys.asset_key(migration, Phase.BACKFILL)
+    materialized = instance.get_materialized_partitions(key)
+    done = {r.range.partition: r for r in ranges if r.done}
+    wrong = materialized - done.keys()
+    if not wrong:
+        return []
+    instance.wipe_assets([key])
+    for partition in sorted(materialized & done.keys()):
+        instance.report_runless_asset_event(
+            dg.AssetMaterialization(key, partition=partition, metadata=of_progress(done[partition]))
+        )
+    return [f"no longer materialized: {len(wrong)} ranges of backfill"]
+
+
+def list_ranges(instance: dg.DagsterInstance, migration: Migration, wanted: Sequence[str]) -> list[str]:
+    """Make the partitions these, in this order. Dagster keeps the order of insertion, so a new one in between moves
+    all behind it; their materializations stay.
+    """
+    name = keys.partitions_name(migration)
+    known = list(instance.get_dynamic_partitions(name))
+    if known == list(wanted):
+        return []
+    same = next(
+        (n for n, (a, b) in enumerate(zip(known, wanted, strict=False)) if a != b), min(len(known), len(wanted))
+    )
+    for partition in known[same:]:
+        instance.delete_dynamic_partition(name, partition)
+    if wanted[same:]:
+        instance.add_dynamic_partitions(name, list(wanted[same:]))
+    return [f"{len(wanted)} ranges listed"] if wanted else [f"{len(known)} ranges are no longer listed"]
+
+
+def limit_pool(instance: dg.DagsterInstance, migration: Migration) -> None:
+    """One run of the migration at a time, unless somebody set another limit.
+
+    The default limit of dagster.yaml does not hold in the queue's first pass over a pool it never saw.
+    """
+    storage = instance.event_log_storage
+    if not storage.supports_global_concurrency_limits:
+        return
+    pool = keys.pool(migration)
+    if not any(limit.name == pool and not limit.from_default for limit in storage.get_pool_limits()):
+        storage.set_concurrency_slots(pool, 1)
+
+
+def materialized(instance: dg.DagsterInstance, key: dg.AssetKey) -> int | None:
+    """Storage id of an asset's latest materialization: a larger one is a later one."""
+    found = instance.fetch_materializations(key, limit=1).records
+    return found[0].storage_id if found else None
+
+
+def missing_ranges(
+    instance: dg.DagsterInstance, migration: Migration, ranges: Collection[RangeProgress]
+) -> list[str]:
+    """Ranges that Dagster has no materialization of, in key order."""
+    seen = instance.get_materialized_partitions(keys.asset_key(migration, Phase.BACKFILL))
+    return [r.range.partition for r in ranges if r.range.partition not in seen]

@@ -1,0 +1,35 @@
+"""Failures: an error the user can act on becomes one message in the UI; everything else is a bug and keeps its trace."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import dagster as dg
+
+from zdm_pipelines.components.metadata import bullets
+from zdm_pipelines.model.errors import GateRefused, ParityMismatch, PreflightError, ZdmError
+
+
+@contextmanager
+def readable() -> Iterator[None]:
+    """Turn a ZdmError into a Failure that says the same.
+
+    Raises:
+        dagster.Failure: never retried: each needs somebody to act first.
+    """
+    try:
+        yield
+    except ZdmError as error:
+        raise dg.Failure(description=str(error), metadata=_facts(error), allow_retries=False) from None
+
+
+def _facts(error: ZdmError) -> dict[str, dg.MetadataValue[object]]:
+    facts: dict[str, dg.MetadataValue[object]] = {}
+    if isinstance(error, GateRefused):
+        facts["reasons"] = bullets(error.reasons)
+    elif isinstance(error, PreflightError):
+        facts["problems"] = bullets([str(problem) for problem in error.problems])
+    elif isinstance(error, ParityMismatch) and error.partitions:
+        facts["ranges_to_materialize_again"] = bullets(error.partitions)
+    return facts

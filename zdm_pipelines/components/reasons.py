@@ -1,0 +1,58 @@
+"""Reasons: what Dagster itself knows against contract; the database adds its own."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import dagster as dg
+from dagster._core.storage.asset_check_execution_record import AssetCheckExecutionRecordStatus
+
+from zdm_pipelines.components import books, keys
+from zdm_pipelines.engine.gate import CHECKS
+from zdm_pipelines.model.migration import Migration
+from zdm_pipelines.model.states import Phase
+from zdm_pipelines.model.values import RangeProgress
+
+_NAMED = 5  # ranges named in a reason; a person looks at the asset for the rest
+
+
+def against_contract(
+    instance: dg.DagsterInstance, migration: Migration, ranges: Sequence[RangeProgress]
+) -> list[str]:
+    """Everything in Dagster's records that contract should not pass over.
+
+    Args:
+        ranges: as the ledger has them.
+    """
+    latest = {phase: books.materialized(instance, keys.asset_key(migration, phase)) for phase in Phase}
+    reasons = [
+        f"{phase} was never materialized in Dagster: materialize it, work that is done is found done"
+        for phase in (Phase.EXPAND, Phase.VALIDATE, Phase.SWITCH_READS)
+        if latest[phase] is None
+    ]
+    if missing := books.missing_ranges(instance, migration, ranges):
+        named = ", ".join(missing[:_NAMED]) + (", …" if len(missing) > _NAMED else "")
+        reasons.append(f"{len(missing)} of {len(ranges)} ranges are not materialized in Dagster: {named}")
+    validated, moved = latest[Phase.VALIDATE], latest[Phase.BACKFILL]
+    if validated is not None and moved is not None and moved > validated:
+        reasons.append("backfill was materialized after validate: materialize validate again")
+    reasons += [
+        reason for check in CHECKS if (reason := _of_check(instance, migration, check, validated)) is not None
+    ]
+    return reasons
+
+
+def _of_check(instance: dg.DagsterInstance, migration: Migration, check: str, validated: int | None) -> str | None:
+    storage = instance.event_log_storage
+    record = storage.get_latest_asset_check_execution_by_key([keys.check_key(migration, check)]).get(
+        keys.check_key(migration, check)
+    )
+    if record is None:
+        return f"check {check} is not in Dagster's event log: materialize validate"
+    if record.status != AssetCheckExecutionRecordStatus.SUCCEEDED:
+        return f"check {check} is {record.status.value.lower()} in Dagster: materialize validate"
+    evaluation = record.evaluation
+    target = evaluation.target_materialization_data if evaluation else None
+    if validated is not None and (target is None or target.storage_id != validated):
+        return f"check {check} is stale: it speaks of an earlier materialization; materialize validate"
+    return None

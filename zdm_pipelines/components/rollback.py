@@ -1,0 +1,67 @@
+"""Rollback: the job that undoes phases, and makes Dagster forget what is no longer true."""
+
+from enum import StrEnum
+
+import dagster as dg
+from pydantic import Field
+
+from zdm_pipelines.components import books, keys
+from zdm_pipelines.components.database import DatabaseResource, resource_key
+from zdm_pipelines.components.failures import readable
+from zdm_pipelines.model.migration import Migration
+from zdm_pipelines.model.states import State
+from zdm_pipelines.phases import rollback, status
+
+
+class Target(StrEnum):
+    """Where to go back to; run configuration takes the names, so they are the same as the values."""
+
+    switched = "switched"
+    validated = "validated"
+    backfilled = "backfilled"
+    expanded = "expanded"
+    rolled_back = "rolled_back"
+
+
+class RollbackConfig(dg.Config):
+    """What to undo."""
+
+    to: Target = Field(
+        default=Target.rolled_back,
+        description="The state to go back to; rolled_back: the table is as it was before expand.",
+    )
+    force: bool = Field(
+        default=False,
+        description="Remove the new column though new code wrote it within two minutes, which breaks that code.",
+    )
+
+
+def of_migration(migration: Migration) -> dg.JobDefinition:
+    """The rollback job of a migration. It is in no pool: going back must not wait behind what it undoes."""
+    name = f"rollback_{migration.name}"
+    key = resource_key(migration.database)
+
+    @dg.op(name=keys.op_name(migration, "rollback"), required_resource_keys={key}, out=dg.Out(dg.Nothing, is_required=False))
+    def undo(context: dg.OpExecutionContext, config: RollbackConfig) -> None:
+        database: DatabaseResource = getattr(context.resources, key)
+        with readable():
+            url = database.url()
+            state = rollback.run(
+                migration, url, to=State(config.to.value), force=config.force, tell=context.log.info
+            )
+            ranges = status.of_ranges(migration, url) if state != State.ROLLED_BACK else []
+        for line in books.correct(context.instance, migration, state, ranges):
+            context.log.info(line)
+        context.log.info(f"{migration.name} is {state}")
+
+    @dg.job(
+        name=name,
+        description=f"Takes {migration.name} back, phase by phase, up to the state `to`. Possible until contract has dropped "
+        f"`{migration.change.old}`.",
+        tags={"zdm/migration": migration.name},
+        executor_def=dg.in_process_executor,
+    )
+    def job() -> None:
+        undo()
+
+    return job

@@ -1,0 +1,1 @@
+"""Your migrations, one folder each, and the databases they name."""
