@@ -1,0 +1,201 @@
+"""Run: walk phases with progress on the terminal; Ctrl-C stops at the next batch."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
+from rich.text import Text
+
+from zdm_pipelines.cli import show, terminal
+from zdm_pipelines.engine.batches import Moved
+from zdm_pipelines.model.migration import Migration
+from zdm_pipelines.model.states import Phase
+from zdm_pipelines.model.values import Report
+from zdm_pipelines.phases import backfill, contract, expand, preflight, status, switch_reads, validate
+
+UNATTENDED = (Phase.EXPAND, Phase.BACKFILL, Phase.VALIDATE)  # what a run without --phase walks, never more
+Work = Callable[[Callable[[int], None]], Report]
+_EVERY = 5.0  # seconds between two lines of progress where there is no terminal
+
+
+@dataclass
+class Walk:
+    """One call of `zdm run`."""
+
+    migration: Migration
+    url: str
+    partitions: Sequence[str] | None = None
+    repair: bool = False
+    percent: int | None = None
+    quiet: bool = False  # reports are printed by the caller, as JSON
+    reports: list[Report] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.console: Console = terminal.err()
+
+    def run(self, phases: Sequence[Phase]) -> None:
+        """Run phases in order.
+
+        Raises:
+            ZdmError: what stopped it; the phases before it are in `reports`.
+            KeyboardInterrupt: after the batch in progress, with how to go on said.
+        """
+        runners = {
+            Phase.EXPAND: self._expand,
+            Phase.BACKFILL: self._backfill,
+            Phase.VALIDATE: self._validate,
+            Phase.SWITCH_READS: self._switch,
+            Phase.CONTRACT: self._contract,
+        }
+        for phase in phases:
+            try:
+                self._keep(runners[phase]())
+            except KeyboardInterrupt:
+                self._stopped(phase)
+                raise
+            if phase is Phase.VALIDATE:
+                validate.raise_if_failed(self.reports[-1])
+
+    def _keep(self, report: Report) -> None:
+        self.reports.append(report)
+        if not self.quiet:
+            terminal.show(show.report(report))
+
+    def _stopped(self, phase: Phase) -> None:
+        facts = {
+            Phase.BACKFILL: "the batch in progress was ended first, and every batch before it is kept",
+            Phase.VALIDATE: "an index whose build was interrupted is built anew",
+        }
+        fact = facts.get(phase, "what was not committed did not happen")
+        go_on = f"zdm run {self.migration.name}" + (
+            f" --phase {phase.replace('_', '-')}" if phase not in UNATTENDED else ""
+        )
+        terminal.note(f"{phase} was stopped: {fact}. To go on: {go_on}")
+
+    def _tell(self, text: str) -> None:
+        """What a phase says while it works: statements by their first line, waiting as it is."""
+        line = text.splitlines()[0] if text else ""
+        self.console.print(Text(f"  {line}", style="dim"), soft_wrap=not self.console.is_terminal, overflow="ellipsis")
+
+    def _progress(self, unit: str) -> Progress:
+        return Progress(
+            SpinnerColumn(),
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn(unit + " {task.fields[speed]}"),
+            TimeElapsedColumn(),
+            console=self.console,
+            transient=True,
+            disable=not self.console.is_terminal,
+        )
+
+    # -- phases -------------------------------------------------------------------------------------------------------
+
+    def _expand(self) -> Report:
+        return expand.run(self.migration, self.url, look=preflight.look, tell=self._tell)
+
+    def _backfill(self) -> Report:
+        begun = time.monotonic()
+        known = status.of_ranges(self.migration, self.url)
+        wanted = [
+            r for r in known if (r.range.partition in self.partitions if self.partitions else self.repair or not r.done)
+        ]
+        outcomes: list[Moved] = []
+        with self._progress("rows") as progress:
+            bar = _Bar(self, progress, ranges=len(wanted), rows=self._expected_rows(len(known), len(wanted)))
+            moving = backfill.run(
+                self.migration,
+                self.url,
+                partitions=self.partitions,
+                repair=self.repair,
+                tell=self._tell,
+                batch=bar.batch,
+            )
+            with _closing(moving):
+                for moved in moving:
+                    outcomes.append(moved)
+                    bar.range_done(len(outcomes))
+        rows = sum(m.rows for m in outcomes)
+        now = status.read(self.migration, self.url)
+        return Report(
+            migration=self.migration.name,
+            phase=Phase.BACKFILL,
+            state=now.state,
+            summary=f"{len(outcomes)} ranges moved; {now.ranges_done} of {now.ranges} are done"
+            if outcomes
+            else f"nothing to move: {now.ranges_done} of {now.ranges} ranges are done",
+            rows=rows,
+            seconds=time.monotonic() - begun,
+            batches=sum(m.batches for m in outcomes),
+            retries=sum(m.retries for m in outcomes),
+            wal_bytes=sum(m.wal_bytes for m in outcomes),
+            facts={"ranges": [m.partition for m in outcomes]},
+        )
+
+    def _expected_rows(self, known: int, wanted: int) -> int:
+        catalog = preflight.catalog_of(self.url, self.migration)
+        return round(preflight.size(self.url, catalog) * wanted / max(known, 1))
+
+    def _validate(self) -> Report:
+        catalog = preflight.catalog_of(self.url, self.migration)
+        return self._compared(
+            lambda compared: validate.run(self.migration, self.url, tell=self._tell, compared=compared),
+            rows=preflight.size(self.url, catalog),
+        )
+
+    def _switch(self) -> Report:
+        return switch_reads.run(self.migration, self.url, percent=self.percent, tell=self._tell)
+
+    def _contract(self) -> Report:
+        return self._compared(
+            lambda compared: contract.run(self.migration, self.url, tell=self._tell, compared=compared), rows=None
+        )
+
+    def _compared(self, work: Work, rows: int | None) -> Report:
+        with self._progress("rows compared") as progress:
+            task = progress.add_task("parity", total=rows, speed="")
+            return work(lambda count: progress.advance(task, count))
+
+
+@contextmanager
+def _closing(moving: Iterator[Moved]) -> Iterator[None]:
+    """Close a backfill however the loop over it ends: closed, it stops at the next batch."""
+    try:
+        yield
+    finally:
+        close: Callable[[], None] = getattr(moving, "close", lambda: None)
+        close()
+
+
+class _Bar:
+    """Progress of a backfill: a bar on a terminal, now and then a line elsewhere."""
+
+    def __init__(self, walk: Walk, progress: Progress, *, ranges: int, rows: int) -> None:
+        self.console = walk.console
+        self.progress = progress
+        self.ranges = ranges
+        self.begun = self.said = time.monotonic()
+        self.rows = 0
+        self.task: TaskID = progress.add_task(self._title(0), total=rows, speed="")
+
+    def _title(self, done: int) -> str:
+        return f"backfill, range {done} of {self.ranges} done"
+
+    def batch(self, moved: Moved) -> None:
+        """Called from the workers."""
+        self.rows += moved.rows
+        speed = f"{self.rows / max(time.monotonic() - self.begun, 0.001):,.0f}/s, batches of {moved.batch_rows:,}"
+        self.progress.update(self.task, advance=moved.rows, speed=speed)
+
+    def range_done(self, done: int) -> None:
+        """Called as each range is proven done."""
+        self.progress.update(self.task, description=self._title(done))
+        if not self.console.is_terminal and time.monotonic() - self.said > _EVERY:
+            self.said = time.monotonic()
+            self.console.print(f"  {self._title(done)}, {self.rows:,} rows moved")

@@ -1,0 +1,119 @@
+"""Terminal: how the command speaks; answers on stdout, all else on stderr."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+import os
+import signal
+from collections.abc import Callable
+from types import FrameType
+from typing import Any, NoReturn, ParamSpec, TypeVar
+
+import psycopg
+import typer
+from rich.console import Console, RenderableType
+from rich.syntax import Syntax
+from rich.text import Text
+
+from zdm_pipelines.dialects.postgres.connection import privilege_problem, safe
+from zdm_pipelines.model.errors import SpecError, ZdmError
+
+DONE, FAILED, MISUSED, INTERRUPTED = 0, 1, 2, 130
+
+# In a pipe or a log nothing is cut to the width of a terminal that is not there.
+_WIDTH = None if "COLUMNS" in os.environ else 140
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def _console(*, stderr: bool) -> Console:
+    console = Console(stderr=stderr, highlight=False)
+    if not console.is_terminal and _WIDTH:
+        console.width = _WIDTH
+    return console
+
+
+def out() -> Console:
+    """Where answers go."""
+    return _console(stderr=False)
+
+
+def show(answer: RenderableType) -> None:
+    """Print an answer; where there is no terminal, without the blanks that fill its lines."""
+    console = out()
+    if console.is_terminal:
+        console.print(answer)
+        return
+    with console.capture() as text:
+        console.print(answer)
+    typer.echo("\n".join(line.rstrip() for line in text.get().splitlines()))
+
+
+def err() -> Console:
+    """Where errors, progress and questions go."""
+    return _console(stderr=True)
+
+
+def verb(command: Callable[P, R]) -> Callable[P, R]:
+    """A command whose errors are one message on stderr: exit status 2 for a wrong declaration or call, else 1."""
+
+    @functools.wraps(command)
+    def guarded(*args: P.args, **kwargs: P.kwargs) -> R:
+        try:
+            return command(*args, **kwargs)
+        except SpecError as error:
+            fail(str(error), status=MISUSED)
+        except ZdmError as error:
+            fail(str(error), status=FAILED)
+        except psycopg.errors.InsufficientPrivilege as error:
+            fail(str(privilege_problem(error, "database")), status=FAILED)
+        except psycopg.Error as error:
+            fail(f"database: {safe(error)}; see the server's log, then run it again", status=FAILED)
+        except BrokenPipeError:  # the reader has seen enough
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+            raise typer.Exit(DONE) from None
+        except KeyboardInterrupt:
+            fail("stopped", status=INTERRUPTED)
+
+    return guarded
+
+
+def fail(message: str, *, status: int) -> NoReturn:
+    """Say what is wrong and leave."""
+    err().print(Text.assemble(("zdm: ", "bold red"), message), soft_wrap=True)
+    raise typer.Exit(status)
+
+
+def note(message: str, style: str = "yellow") -> None:
+    """A remark that is no part of the answer."""
+    err().print(Text(message, style=style), soft_wrap=True)
+
+
+def as_json(value: object) -> None:
+    """A value for scripts: one JSON document on stdout."""
+    typer.echo(json.dumps(value, default=_plain, indent=2, ensure_ascii=False))
+
+
+def _plain(value: object) -> Any:
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {f.name: getattr(value, f.name) for f in dataclasses.fields(value)}
+    return str(value)
+
+
+def sql(text: str) -> RenderableType:
+    """SQL in colour on a terminal, as it is elsewhere."""
+    if not out().is_terminal:
+        return Text(text)
+    return Syntax(text, "postgresql", theme="ansi_dark", background_color="default", word_wrap=True)
+
+
+def stop_on_termination() -> None:
+    """Let SIGTERM end a verb as Ctrl-C does: at the next batch, with everything tidied up."""
+
+    def interrupt(_signal: int, _frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    signal.signal(signal.SIGTERM, interrupt)
