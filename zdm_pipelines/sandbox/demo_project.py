@@ -40,7 +40,8 @@ import dagster as dg
 
 @dg.definitions
 def defs() -> dg.Definitions:
-    return dg.load_from_defs_folder(path_within_project=Path(__file__).parent)
+    declared = dg.load_from_defs_folder(path_within_project=Path(__file__).parent)
+    return dg.Definitions.merge(declared, dg.Definitions(executor=dg.in_process_executor))
 """,
     "shop/defs/databases/defs.yaml": """\
 type: zdm_pipelines.Database
