@@ -1,8 +1,8 @@
 """Assets: one per phase, in the order a migration walks them."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import closing
-from typing import Any
+from typing import Any, cast
 
 import dagster as dg
 from pydantic import Field
@@ -36,7 +36,8 @@ class SwitchReadsConfig(dg.Config):
     """How far reads are switched."""
 
     percent: int | None = Field(
-        default=None, description="Share of keys that read the new column, 0 to 100; default: the next stage of the ramp."
+        default=None,
+        description="Share of keys that read the new column, 0 to 100; default: the next stage of the ramp.",
     )
 
 
@@ -145,7 +146,8 @@ def _backfill(migration: Migration) -> dg.AssetsDefinition:
         done = 0
 
         def line(rows: int, seconds: float, detail: str) -> str:
-            return f"{rows:,} rows in {seconds:.0f} s ({rows / seconds:,.0f}/s), {done} of {len(wanted)} ranges done; {detail}"
+            speed = f"{rows:,} rows in {seconds:.0f} s ({rows / seconds:,.0f}/s)"
+            return f"{speed}, {done} of {len(wanted)} ranges done; {detail}"
 
         progress = Progress(context.log.info, line)
 
@@ -160,7 +162,7 @@ def _backfill(migration: Migration) -> dg.AssetsDefinition:
             )
             statement = backfill.plan(migration, preflight.catalog_of(url, migration))[0].sql
             # An interrupted run closes the generator, which ends the workers at their next batch.
-            with closing(moving):
+            with closing(cast(Generator[Moved, None, None], moving)):
                 for moved in moving:
                     done += 1
                     yield dg.AssetMaterialization(
@@ -202,9 +204,7 @@ def _validate(migration: Migration) -> dg.AssetsDefinition:
         ]
         if all(check.passed for check in report.checks):
             # Handed over together, so that the evaluations speak of this materialization.
-            yield dg.MaterializeResult(
-                asset_key=key, metadata=metadata.of_report(report), check_results=results
-            )
+            yield dg.MaterializeResult(asset_key=key, metadata=metadata.of_report(report), check_results=results)
             return
         yield from results
         with readable():
@@ -213,7 +213,7 @@ def _validate(migration: Migration) -> dg.AssetsDefinition:
     return validate_
 
 
-def _comparing(context: dg.AssetExecutionContext) -> Any:
+def _comparing(context: dg.AssetExecutionContext) -> Callable[[int], None]:
     return Progress(context.log.info, lambda rows, seconds, _: f"{rows:,} rows compared in {seconds:.0f} s").add
 
 
@@ -254,9 +254,7 @@ def _contract(migration: Migration) -> dg.AssetsDefinition:
             report = contract.run(
                 migration,
                 url,
-                more_reasons=reasons.against_contract(
-                    context.instance, migration, status.of_ranges(migration, url)
-                ),
+                more_reasons=reasons.against_contract(context.instance, migration, status.of_ranges(migration, url)),
                 tell=context.log.info,
                 compared=_comparing(context),
             )

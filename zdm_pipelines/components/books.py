@@ -1,7 +1,7 @@
 """Books: Dagster's own records, brought in line with the ledger, which is the memory.
 
-Dagster cannot forget single partitions of an asset in its open-source storages: where some of them are no longer true, all
-are forgotten and the true ones reported again.
+Dagster's open-source storages cannot forget single partitions of an asset: where some are no longer true, all are
+forgotten and the true ones reported again.
 """
 
 from __future__ import annotations
@@ -44,8 +44,7 @@ def correct(
     undone = [
         key
         for phase in Phase
-        if phase not in _STANDS[state] | {Phase.BACKFILL}
-        and (key := keys.asset_key(migration, phase)) in known
+        if phase not in _STANDS[state] | {Phase.BACKFILL} and (key := keys.asset_key(migration, phase)) in known
     ]
     if undone:
         instance.wipe_assets(undone)
@@ -55,9 +54,7 @@ def correct(
     return told
 
 
-def _forget_ranges(
-    instance: dg.DagsterInstance, migration: Migration, ranges: Sequence[RangeProgress]
-) -> list[str]:
+def _forget_ranges(instance: dg.DagsterInstance, migration: Migration, ranges: Sequence[RangeProgress]) -> list[str]:
     key = keys.asset_key(migration, Phase.BACKFILL)
     materialized = instance.get_materialized_partitions(key)
     done = {r.range.partition: r for r in ranges if r.done}
@@ -109,9 +106,7 @@ def materialized(instance: dg.DagsterInstance, key: dg.AssetKey) -> int | None:
     return found[0].storage_id if found else None
 
 
-def missing_ranges(
-    instance: dg.DagsterInstance, migration: Migration, ranges: Collection[RangeProgress]
-) -> list[str]:
+def missing_ranges(instance: dg.DagsterInstance, migration: Migration, ranges: Collection[RangeProgress]) -> list[str]:
     """Ranges that Dagster has no materialization of, in key order."""
     seen = instance.get_materialized_partitions(keys.asset_key(migration, Phase.BACKFILL))
     return [r.range.partition for r in ranges if r.range.partition not in seen]

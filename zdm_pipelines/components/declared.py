@@ -18,9 +18,9 @@ def component_of(context: dg.ComponentLoadContext, kind: type[C]) -> list[C]:
 def where(context: dg.ComponentLoadContext, attribute: str) -> str:
     """File and line of an attribute, for messages."""
     decl = context.component_decl
-    if isinstance(decl, YamlBackedComponentDecl):
-        attributes = decl.source_tree.source_position_tree.children.get("attributes")
-        found = attributes.children.get(attribute) if attributes else None
-        position = found.position if found else decl.source_tree.source_position_tree.position
+    if isinstance(decl, YamlBackedComponentDecl) and decl.source_tree is not None:
+        document = decl.source_tree.source_position_tree
+        attributes = document.children.get("attributes", document)
+        position = attributes.children.get(attribute, attributes).position
         return f"{position.filename}:{position.start.line}"
     return str(context.component_loc)

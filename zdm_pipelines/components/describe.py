@@ -55,8 +55,8 @@ def _validate(m: Migration) -> str:
     not_null = ", `NOT NULL` included" if not m.change.new.nullable else ""
     return (
         f"Proves for every row that `{m.change.old}` and `{m.change.new.name}` agree, then gives the new column the "
-        f"constraints and indexes of the old{not_null}. When a check fails, nothing is materialized and the failure names the "
-        "ranges to materialize again."
+        f"constraints and indexes of the old{not_null}. When a check fails, nothing is materialized and "
+        "the failure names the ranges to materialize again."
     )
 
 
@@ -69,11 +69,12 @@ def _switch_reads(m: Migration) -> str:
 
 
 def _contract(m: Migration) -> str:
+    windows = m.contract
     return (
         f"Takes `{m.change.old}` away, in two runs. The first renames it out of sight once reads are fully switched for "
-        f"{span(m.contract.confidence_window)} and nobody wrote it for {span(m.contract.straggler_window)}; the second "
-        f"drops it {span(m.contract.tombstone_window)} later. The asset is materialized when it is dropped. Both runs ask Dagster "
-        "and the database for every reason against it, and change nothing when there is one."
+        f"{span(windows.confidence_window)} and nobody wrote it for {span(windows.straggler_window)}; the second drops "
+        f"it, {span(windows.tombstone_window)} later at the earliest. The asset is materialized when it is dropped. "
+        "Both runs ask Dagster and the database for every reason against it, and change nothing when there is one."
     )
 
 

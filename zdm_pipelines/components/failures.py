@@ -1,4 +1,4 @@
-"""Failures: an error the user can act on becomes one message in the UI; everything else is a bug and keeps its trace."""
+"""Failures: an error the user can act on becomes one message in the UI; anything else is a bug and keeps its trace."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 import dagster as dg
 
-from zdm_pipelines.components.metadata import bullets
+from zdm_pipelines.components.metadata import Metadata, bullets
 from zdm_pipelines.model.errors import GateRefused, ParityMismatch, PreflightError, ZdmError
 
 
@@ -24,8 +24,8 @@ def readable() -> Iterator[None]:
         raise dg.Failure(description=str(error), metadata=_facts(error), allow_retries=False) from None
 
 
-def _facts(error: ZdmError) -> dict[str, dg.MetadataValue[object]]:
-    facts: dict[str, dg.MetadataValue[object]] = {}
+def _facts(error: ZdmError) -> Metadata:
+    facts: Metadata = {}
     if isinstance(error, GateRefused):
         facts["reasons"] = bullets(error.reasons)
     elif isinstance(error, PreflightError):

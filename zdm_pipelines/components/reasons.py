@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import dagster as dg
-from dagster._core.storage.asset_check_execution_record import AssetCheckExecutionRecordStatus
 
 from zdm_pipelines.components import books, keys
 from zdm_pipelines.engine.gate import CHECKS
@@ -16,9 +15,7 @@ from zdm_pipelines.model.values import RangeProgress
 _NAMED = 5  # ranges named in a reason; a person looks at the asset for the rest
 
 
-def against_contract(
-    instance: dg.DagsterInstance, migration: Migration, ranges: Sequence[RangeProgress]
-) -> list[str]:
+def against_contract(instance: dg.DagsterInstance, migration: Migration, ranges: Sequence[RangeProgress]) -> list[str]:
     """Everything in Dagster's records that contract should not pass over.
 
     Args:
@@ -36,23 +33,20 @@ def against_contract(
     validated, moved = latest[Phase.VALIDATE], latest[Phase.BACKFILL]
     if validated is not None and moved is not None and moved > validated:
         reasons.append("backfill was materialized after validate: materialize validate again")
-    reasons += [
-        reason for check in CHECKS if (reason := _of_check(instance, migration, check, validated)) is not None
-    ]
+    reasons += [reason for check in CHECKS if (reason := _of_check(instance, migration, check, validated)) is not None]
     return reasons
 
 
 def _of_check(instance: dg.DagsterInstance, migration: Migration, check: str, validated: int | None) -> str | None:
-    storage = instance.event_log_storage
-    record = storage.get_latest_asset_check_execution_by_key([keys.check_key(migration, check)]).get(
-        keys.check_key(migration, check)
-    )
+    record = instance.get_latest_asset_check_evaluation_record(keys.check_key(migration, check))
     if record is None:
         return f"check {check} is not in Dagster's event log: materialize validate"
-    if record.status != AssetCheckExecutionRecordStatus.SUCCEEDED:
-        return f"check {check} is {record.status.value.lower()} in Dagster: materialize validate"
     evaluation = record.evaluation
-    target = evaluation.target_materialization_data if evaluation else None
+    if evaluation is None:
+        return f"check {check} has not come to a verdict in Dagster: materialize validate"
+    if not evaluation.passed:
+        return f"check {check} failed in Dagster: materialize validate"
+    target = evaluation.target_materialization_data
     if validated is not None and (target is None or target.storage_id != validated):
         return f"check {check} is stale: it speaks of an earlier materialization; materialize validate"
     return None

@@ -41,23 +41,25 @@ def of_migration(migration: Migration) -> dg.JobDefinition:
     name = f"rollback_{migration.name}"
     key = resource_key(migration.database)
 
-    @dg.op(name=keys.op_name(migration, "rollback"), required_resource_keys={key}, out=dg.Out(dg.Nothing, is_required=False))
+    @dg.op(
+        name=keys.op_name(migration, "rollback"),
+        required_resource_keys={key},
+        out=dg.Out(dg.Nothing, is_required=False),
+    )
     def undo(context: dg.OpExecutionContext, config: RollbackConfig) -> None:
         database: DatabaseResource = getattr(context.resources, key)
         with readable():
             url = database.url()
-            state = rollback.run(
-                migration, url, to=State(config.to.value), force=config.force, tell=context.log.info
-            )
+            state = rollback.run(migration, url, to=State(config.to.value), force=config.force, tell=context.log.info)
             ranges = status.of_ranges(migration, url) if state != State.ROLLED_BACK else []
         for line in books.correct(context.instance, migration, state, ranges):
             context.log.info(line)
-        context.log.info(f"{migration.name} is {state}")
+        context.log.info("%s is %s", migration.name, state)
 
     @dg.job(
         name=name,
-        description=f"Takes {migration.name} back, phase by phase, up to the state `to`. Possible until contract has dropped "
-        f"`{migration.change.old}`.",
+        description=f"Takes {migration.name} back, phase by phase, to the state `to`. Possible until contract has "
+        f"dropped `{migration.change.old}`.",
         tags={"zdm/migration": migration.name},
         executor_def=dg.in_process_executor,
     )
