@@ -335,24 +335,21 @@ class _File:
     def _wrong(self, model: type[BaseModel], attributes: yaml.Node, name: str, error: Mapping[str, Any]) -> SpecError:
         """One finding of pydantic, at the line it speaks of."""
         loc, kind = [part for part in error["loc"] if part != "attributes"], error["type"]
-        node, path = _walk(attributes, loc)
+        _, path = _walk(attributes, loc)
+        place = _key_node(attributes, path) if path else attributes
         dotted = ".".join(str(p) for p in path)
         who = f"{name} " if name else ""
         if kind == "extra_forbidden":
-            fact, way_out = "is no key here", _instead(model, path)
-            return SpecError(
-                self._at(_key_node(attributes, path), f"{who}{_pair(dotted, error['input'])}"), fact, way_out
-            )
+            at = self._at(place, f"{who}{_pair(dotted, error['input'])}")
+            return SpecError(at, "is no key here", _instead(model, path))
         if kind == "missing":
             dotted = ".".join(str(p) for p in (*path, *loc[len(path) :]))
-            return SpecError(
-                self._at(node, f"{who}{dotted}"), "is missing", f"add it: {_meaning(model, loc) or dotted}"
-            )
+            meaning = _meaning(model, loc) or dotted
+            return SpecError(self._at(place, f"{who}{dotted}"), "is missing", f"add it: {meaning}")
         message = str(error["msg"]).removeprefix("Value error, ")
         shown = _pair(dotted, error["input"]) if dotted and not isinstance(error["input"], dict) else dotted
-        return SpecError(
-            self._at(node, f"{who}{shown}".rstrip()), _lower(message), _meaning(model, path) or "correct it"
-        )
+        meaning = _meaning(model, path) or "correct it"
+        return SpecError(self._at(place, f"{who}{shown}".rstrip()), _lower(message), meaning)
 
 
 def _scalar(node: yaml.Node, key: str) -> str:

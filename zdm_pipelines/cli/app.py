@@ -199,10 +199,14 @@ def status_(
     if watch and json:
         raise typer.BadParameter("--watch is for people, --json for scripts")
     look = _status_of_all(defs, json=json) if name is None else _status_of_one(defs, name, json=json)
-    if json:
-        terminal.as_json(next(look)[1])
-    elif not watch:
-        terminal.show(next(look)[0])
+    if not watch:
+        shown, document = next(look)
+        if json:
+            terminal.as_json(document)
+        else:
+            terminal.show(shown)
+        if name is None and any("error" in one for one in document):
+            raise typer.Exit(FAILED)
     else:
         try:
             with Live(next(look)[0], console=terminal.out(), auto_refresh=False) as live:

@@ -37,6 +37,7 @@ class Walk:
 
     def __post_init__(self) -> None:
         self.console: Console = terminal.err()
+        self._told = ""
 
     def run(self, phases: Sequence[Phase]) -> None:
         """Run phases in order.
@@ -79,7 +80,9 @@ class Walk:
 
     def _tell(self, text: str) -> None:
         """What a phase says while it works: statements by their first line, waiting as it is."""
-        line = text.splitlines()[0] if text else ""
+        if text == self._told:
+            return
+        self._told, line = text, text.splitlines()[0] if text else ""
         self.console.print(Text(f"  {line}", style="dim"), soft_wrap=not self.console.is_terminal, overflow="ellipsis")
 
     def _progress(self, unit: str) -> Progress:

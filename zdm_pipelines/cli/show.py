@@ -154,7 +154,8 @@ def plain_sql(steps: Mapping[Phase, Sequence[Step]]) -> str:
 
 def report(done: Report) -> RenderableType:
     """What a phase did."""
-    rows: list[tuple[str, RenderableType]] = [("", Text(done.summary)), ("state", state(done.state))]
+    rows: list[tuple[str, RenderableType]] = [] if done.checks else [("", Text(done.summary))]
+    rows.append(("state", state(done.state)))
     numbers = [f"{done.seconds:.1f} s"]
     if done.rows:
         numbers.append(f"{done.rows:,} rows")

@@ -8,6 +8,7 @@ import json
 import os
 import signal
 from collections.abc import Callable
+from datetime import datetime
 from types import FrameType
 from typing import Any, NoReturn, ParamSpec, TypeVar
 
@@ -100,7 +101,7 @@ def as_json(value: object) -> None:
 def _plain(value: object) -> Any:
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return {f.name: getattr(value, f.name) for f in dataclasses.fields(value)}
-    return str(value)
+    return value.isoformat() if isinstance(value, datetime) else str(value)
 
 
 def sql(text: str) -> RenderableType:

@@ -1,0 +1,187 @@
+"""Reading a defs folder: what is declared, and every mistake with its file and line."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from zdm_pipelines import project
+from zdm_pipelines.model.errors import SpecError
+
+GOOD = """\
+type: zdm_pipelines.Database
+attributes:
+  name: app
+---
+type: zdm_pipelines.components.ZeroDowntimeMigration
+attributes:
+  name: users_display_name
+  database: app
+  table: public.users
+  change:
+    kind: replace_column
+    old: full_name
+    new: {name: display_name, type: text}
+    up: full_name
+    down: display_name
+"""
+DATABASE, _, MIGRATION = GOOD.partition("---\n")
+
+
+def read(tmp_path: Path, **files: str) -> project.Project:
+    for name, text in files.items():
+        (tmp_path / "defs" / name).mkdir(parents=True)
+        (tmp_path / "defs" / name / "defs.yaml").write_text(text)
+    return project.read(tmp_path / "defs")
+
+
+def problems(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str) -> list[str]:
+    monkeypatch.chdir(tmp_path)
+    return [str(p) for p in read(tmp_path, one=text).problems]
+
+
+def test_reads_all_files_and_documents_and_leaves_other_types_alone(tmp_path):
+    found = read(tmp_path, app=GOOD, other="type: dagster.PythonScriptComponent\nattributes: {execution: {}}\n")
+    assert not found.problems
+    assert list(found.migrations) == ["users_display_name"]
+    assert found.databases["app"].variable == "ZDM_APP_URL"
+    assert str(found.places["users_display_name"]).endswith("app/defs.yaml:5")
+    found.require_sound()
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "expected"),
+    [
+        ("    up: full_name\n", "", "defs/one/defs.yaml:6 users_display_name change.up: is missing; add it"),
+        ("  table:", "  tabel: x\n  table:", ":5 users_display_name tabel: x: is no key here; did you mean table"),
+        ("type: text}", "typ: text, type: text}", ":9 users_display_name change.new.typ: text: is no key here"),
+        ("database: app", "database: app\n  batch_rows: 5", ":5 users_display_name batch_rows: 5: is no key here"),
+        ("database: app", "database: app\n  batch_rows: 5", "did you mean backfill.batch_rows?"),
+        ("database: app", "database: app\n  backfill:\n    batch_rows: 0", ":6 users_display_name backfill.batch_rows"),
+        ("database: app", "database: app\n  backfill:\n    batch_rows: 0", "should be greater than 0"),
+        ("database: app", "database: app\n  contract: {confidence_window: 7}", "7 is not a duration"),
+        ("database: app", "database: app\n  reads: {ramp: [1, 50]}", "must rise and end at 100"),
+        ("new: {name: display_name", "new: {name: full_name", "give the new column a name of its own"),
+        ("  table: public.users", "  table: a.b.c", ":5 users_display_name table: a.b.c"),
+        ("name: users_display_name", "name: Users", ":3 Users name: Users"),
+        ("type: text}", "type: [}", ":9: is no YAML"),
+        ("  table:", "  name: x\n  table:", ":5 name: stands here a second time"),
+        ("  database: app", "  database: [app", "is no YAML"),
+        ("attributes:\n", "attributs:\n", ":2 attributs: stands beside type"),
+        ("ZeroDowntimeMigration", "ZeroDowntimeMigraton", ":1 type: zdm_pipelines.components.ZeroDowntimeMigraton"),
+    ],
+)  # fmt: skip
+def test_a_mistake_is_told_with_its_line_and_a_way_out(tmp_path, monkeypatch, old, new, expected):
+    assert old in MIGRATION
+    text = MIGRATION.replace(old, new, 1) + "---\n" + DATABASE
+    assert any(expected in p for p in problems(tmp_path, monkeypatch, text))
+
+
+def test_all_mistakes_are_told_at_once(tmp_path, monkeypatch):
+    text = GOOD.replace("up: full_name", "upp: full_name").replace("table: public.users", "table: ''")
+    found = problems(tmp_path, monkeypatch, text)
+    assert len(found) == 3
+    with pytest.raises(project.ProjectError) as error:
+        project.read(tmp_path / "defs").require_sound()
+    assert all(p in str(error.value) for p in found)
+
+
+def test_a_url_in_the_file_is_refused_without_showing_its_password(tmp_path, monkeypatch):
+    (found,) = problems(tmp_path, monkeypatch, DATABASE + "  url: postgresql://u:hunter2@h/d\n")
+    assert "defs/one/defs.yaml:4 app url" in found
+    assert "url_env" in found
+    assert "hunter2" not in found
+
+
+def test_a_name_that_two_declare_is_nobodys(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    found = read(tmp_path, one=GOOD, two=MIGRATION)
+    assert not found.migrations
+    assert "defs/two/defs.yaml:1 migration users_display_name: is declared at defs/one/defs.yaml:5 too" in str(
+        found.problems[0]
+    )
+    with pytest.raises(SpecError, match="declared at"):
+        found.migration("users_display_name")
+
+
+def test_an_undeclared_database_is_named_with_the_one_that_was_meant(tmp_path):
+    found = read(tmp_path, one=GOOD.replace("database: app", "database: ap"))
+    assert "names database ap" in str(found.problems[0])
+    assert "did you mean app?" in str(found.problems[0])
+
+
+def test_a_broken_database_is_the_only_one_to_blame(tmp_path):
+    found = read(tmp_path, one=GOOD.replace("name: app", "name: app\n  port: 1"))
+    assert len(found.problems) == 1
+    assert "port" in str(found.problems[0])
+
+
+def test_a_mistake_elsewhere_does_not_hide_a_good_declaration(tmp_path):
+    found = read(tmp_path, good=GOOD, bad="type: zdm_pipelines.Database\nattributes: {}\n")
+    assert found.migration("users_display_name").table == "public.users"
+    with pytest.raises(SpecError, match="name: is missing"):
+        found.require_sound()
+
+
+def test_an_unknown_name_is_answered_with_close_ones(tmp_path):
+    with pytest.raises(SpecError, match=r"did you mean users_display_name\?"):
+        read(tmp_path, one=GOOD).migration("user_display_name")
+
+
+# -- finding the folder -----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(autouse=True)
+def _no_variable(monkeypatch):
+    monkeypatch.delenv(project.VARIABLE, raising=False)
+
+
+def make(tmp_path: Path, toml: str, folder: str) -> Path:
+    (tmp_path / folder).mkdir(parents=True)
+    (tmp_path / "pyproject.toml").write_text(toml)
+    below = tmp_path / "some" / "where"
+    below.mkdir(parents=True)
+    return below
+
+
+@pytest.mark.parametrize(
+    ("toml", "folder"),
+    [
+        ('[tool.dg.project]\nroot_module = "mine"\n', "mine/defs"),
+        ('[tool.dg.project]\nroot_module = "mine"\n', "src/mine/defs"),
+        ('[tool.dg.project]\nroot_module = "mine"\ndefs_module = "mine.more.defs"\n', "mine/more/defs"),
+    ],
+)
+def test_the_project_around_the_working_directory(tmp_path, toml, folder):
+    assert project.find(start=make(tmp_path, toml, folder)) == tmp_path / folder
+
+
+def test_another_pyproject_on_the_way_up_is_passed_over(tmp_path):
+    below = make(tmp_path, '[tool.dg.project]\nroot_module = "mine"\n', "mine/defs")
+    (below / "pyproject.toml").write_text("[project]\nname = 'x'\n")
+    assert project.find(start=below) == tmp_path / "mine/defs"
+
+
+def test_what_is_said_goes_first(tmp_path, monkeypatch):
+    below = make(tmp_path, '[tool.dg.project]\nroot_module = "mine"\n', "mine/defs")
+    (below / "a").mkdir()
+    (below / "b").mkdir()
+    monkeypatch.setenv(project.VARIABLE, "a")
+    assert project.find(start=below) == below / "a"
+    assert project.find(Path("b"), start=below) == below / "b"
+    with pytest.raises(SpecError, match="--defs c: is no folder"):
+        project.find(Path("c"), start=below)
+
+
+def test_without_a_project_a_folder_defs_will_do(tmp_path):
+    with pytest.raises(SpecError, match="no pyproject"):
+        project.find(start=tmp_path)
+    (tmp_path / "defs").mkdir()
+    assert project.find(start=tmp_path) == tmp_path / "defs"
+
+
+def test_a_project_without_its_folder_is_told(tmp_path):
+    below = make(tmp_path, '[tool.dg.project]\nroot_module = "mine"\n', "other")
+    with pytest.raises(SpecError, match="root_module"):
+        project.find(start=below)
