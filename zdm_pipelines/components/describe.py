@@ -71,7 +71,7 @@ def _switch_reads(m: Migration) -> str:
 def _contract(m: Migration) -> str:
     windows = m.contract
     return (
-        f"Takes `{m.change.old}` away, in two runs. The first renames it out of sight once reads are fully switched for "
+        f"Takes `{m.change.old}` away, in two runs. The first renames it out of sight once all reads are switched for "
         f"{span(windows.confidence_window)} and nobody wrote it for {span(windows.straggler_window)}; the second drops "
         f"it, {span(windows.tombstone_window)} later at the earliest. The asset is materialized when it is dropped. "
         "Both runs ask Dagster and the database for every reason against it, and change nothing when there is one."
