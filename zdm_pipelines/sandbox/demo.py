@@ -89,6 +89,8 @@ class Demo:
     def run(self) -> None:
         """All phases."""
         time.sleep(_LOOK_AROUND)
+        with self.phase("plan"):
+            self.materialize("plan")
         with self.phase("expand"):
             self.materialize("expand")
         self.backfill()
