@@ -193,7 +193,8 @@ class Demo:
 def main(arguments: list[str] | None = None) -> int:
     """Run the demo; 0 when everything went as it must."""
     options = _options(arguments)
-    for number in (signal.SIGTERM, signal.SIGHUP):
+    # SIGINT too: a shell hands it to background jobs as ignored.
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, _interrupt)
     outcome = Outcome(rows=options.rows)
     try:
