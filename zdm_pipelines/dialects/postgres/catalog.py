@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Sequence
 
 from zdm_pipelines.dialects.postgres.connection import Connection, query, scalar
@@ -143,6 +144,18 @@ def column_number(conn: Connection, oid: int, column: str) -> int | None:
         [oid, column],
     )
     return None if number is None else int(number)
+
+
+def volatile_functions(conn: Connection, expression: str) -> list[str]:
+    """Functions called in an expression, by name, that may give another value each time.
+
+    Errs on the side of caution: a name counts when any function of that name is volatile.
+    """
+    called = sorted({name.lower() for name in re.findall(r"([A-Za-z_][A-Za-z0-9_$]*)\"?\s*\(", expression)})
+    rows = query(
+        conn, "SELECT DISTINCT proname FROM pg_proc WHERE provolatile = 'v' AND proname = ANY ($1) ORDER BY 1", [called]
+    )
+    return [name for (name,) in rows]
 
 
 def missing_privileges(conn: Connection, table: TableName) -> list[Problem]:
