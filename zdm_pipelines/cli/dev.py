@@ -96,7 +96,7 @@ def _workspace(root: Path, folder: Path) -> Path:
 def _settings(root: Path) -> str:
     """The project's own `dagster.yaml`, else the one that comes with this software."""
     package = Path(zdm_pipelines.__file__).parent
-    for place in (root / "dagster.yaml", package / "dagster.yaml", package.parent / "dagster.yaml"):
+    for place in (root / "dagster.yaml", package / "sandbox" / "dagster.yaml"):
         if place.is_file():
             return place.read_text(encoding="utf-8")
     raise SpecError("dagster.yaml", f"is not in {root}", "copy the one of zdm_pipelines there")

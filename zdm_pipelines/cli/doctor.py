@@ -64,8 +64,9 @@ def examine(database: Database, migrations: Sequence[Migration]) -> Iterator[Fin
     thing = f"database {database.name}"
     try:
         url = database.url()
-        yield _ok(thing, f"{database.variable} is set, {where(url)}")
+        yield _ok(thing, f"{database.variable} is set")
         with connected(url, purpose="doctor") as conn:
+            yield _ok(thing, f"answers at {where(url)}")
             yield from _server(conn, thing)
             yield from _ledger(conn, thing)
             for migration in migrations:
@@ -78,7 +79,7 @@ def examine(database: Database, migrations: Sequence[Migration]) -> Iterator[Fin
 
 def _server(conn: Connection, thing: str) -> Iterator[Finding]:
     version, replica, read_only, role, superuser, monitor, wal_level, replicas = query(conn, _SERVER)[0]
-    yield _ok(thing, f"answers: Postgres {version}, wal_level {wal_level}")
+    yield _ok(thing, f"Postgres {version}, wal_level {wal_level}")
     if replica:
         yield Finding(
             verdict="problem",

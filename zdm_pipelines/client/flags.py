@@ -14,9 +14,7 @@ from psycopg.rows import tuple_row
 
 _READ = "SELECT name, percent FROM zdm.flag"
 
-_READ_TIMEOUT = (
-    "1s"  # a flag is one tiny table; what takes longer is in trouble, and the last known value serves
-)
+_READ_TIMEOUT = "1s"  # a flag is one tiny table; what takes longer is in trouble, and the last known value serves
 
 
 class Flags:

@@ -89,6 +89,7 @@ class Catalog:
     up_inputs: tuple[str, ...] = ()  # columns that `up` reads
     down_inputs: tuple[str, ...] = ()  # columns that `down` reads
     immutable: bool = True  # whether `up` and `down` depend on the row alone, not on session settings
+    search_path: str = '"$user", public'  # under which `up` and `down` were read
     rebuilds: tuple[Rebuild, ...] = ()
     warnings: tuple[str, ...] = ()
 

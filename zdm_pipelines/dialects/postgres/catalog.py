@@ -123,7 +123,8 @@ def read(conn: Connection, table: TableName) -> Catalog:
             "has no primary key",
             "ranges and checkpoints need one: add it, CREATE UNIQUE INDEX CONCURRENTLY first",
         )
-    return Catalog(table=table, oid=oid, rows=estimate, bytes=size, columns=columns, key=key)
+    path = str(scalar(conn, "SELECT current_setting('search_path')"))
+    return Catalog(table=table, oid=oid, rows=estimate, bytes=size, columns=columns, key=key, search_path=path)
 
 
 def dependents(conn: Connection, oid: int, column: int) -> list[str]:

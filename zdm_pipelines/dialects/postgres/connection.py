@@ -30,8 +30,8 @@ _SETTINGS = (
 def where(url: str) -> str:
     """host:port/database of a URL, for messages; never user or password."""
     try:
-        parts = conninfo_to_dict(url)
-    except psycopg.ProgrammingError:
+        parts = _parsed(url)
+    except DatabaseUnreachable:
         return "an unreadable URL"
     return f"{parts.get('host', 'localhost')}:{parts.get('port', '5432')}/{parts.get('dbname', '')}"
 

@@ -109,7 +109,9 @@ class ReplaceColumnSql:
             old_unset += (
                 f" OR pg_catalog.record_image_eq(ROW(NEW.{quote(self.old)}), ROW(({default})::{self.old_type}))"
             )
-        settings = ["search_path FROM CURRENT"]
+        # It runs with its owner's rights: names mean what they meant when it was made, whoever calls it, and a
+        # caller's temporary table never stands in for a real one.
+        settings = [f"search_path = {self.catalog.search_path}, pg_temp"]
         if not self.catalog.immutable:
             settings += ["timezone FROM CURRENT", "datestyle FROM CURRENT", "intervalstyle FROM CURRENT"]
         noted = f"'zdm.noted_{self.migration_id}_' || wrote"
