@@ -1,0 +1,335 @@
+"""The zdm command against a real database: what it says, what it changes, and its exit status."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import psycopg
+import pytest
+from typer.testing import CliRunner
+
+from zdm_pipelines.cli import app
+from zdm_pipelines.cli.app import Last, Target
+from zdm_pipelines.cli.run import UNATTENDED
+from zdm_pipelines.phases import rollback
+
+NAME = "users_display_name"
+ROOT = Path(__file__).resolve().parents[2]
+
+DEFS = """\
+type: zdm_pipelines.Database
+attributes:
+  name: app
+---
+type: zdm_pipelines.ZeroDowntimeMigration
+attributes:
+  name: users_display_name
+  database: app
+  table: public.users
+  change:
+    kind: replace_column
+    old: full_name
+    new: {name: display_name, type: text, nullable: false}
+    up: full_name
+    down: display_name
+  backfill: {range_rows: 500, batch_rows: 100}
+  throttle: {replication_lag: null, latency_p95: null}
+  contract: {confidence_window: 0s, tombstone_window: 0s, straggler_window: 0s}
+"""
+
+Say = Callable[..., Any]
+
+
+@pytest.fixture
+def defs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The file that declares the migration; the working directory is its project."""
+    file = tmp_path / "defs" / "users" / "defs.yaml"
+    file.parent.mkdir(parents=True)
+    file.write_text(DEFS)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("ZDM_DEFS", raising=False)
+    monkeypatch.setenv("COLUMNS", "200")
+    return file
+
+
+@pytest.fixture
+def zdm(defs: Path) -> Say:
+    """Say something to zdm; the exit status is checked."""
+
+    def say(*words: str, status: int = 0) -> Any:
+        result = CliRunner().invoke(app, list(words))
+        assert result.exit_code == status, result.output + repr(result.exception)
+        assert "Traceback" not in result.output
+        return result
+
+    return say
+
+
+@pytest.fixture
+def database_of(app_database: str, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The migration's database, named by its environment variable."""
+    monkeypatch.setenv("ZDM_APP_URL", app_database)
+    return app_database
+
+
+def one(url: str, statement: str) -> Any:
+    with psycopg.connect(url, autocommit=True) as connection:
+        row = connection.execute(statement.encode()).fetchone()
+        return row[0] if row else None
+
+
+def columns(url: str) -> list[str]:
+    return list(one(url, "SELECT array_agg(attname::text) FROM pg_attribute WHERE attrelid = 'public.users'::regclass "
+                         "AND attnum > 0 AND NOT attisdropped"))  # fmt: skip
+
+
+def state(zdm: Say) -> str:
+    return str(json.loads(zdm("status", NAME, "--json").stdout)["state"])
+
+
+def test_typed_choices_are_those_of_the_phases():
+    assert [str(p) for p in Last] == [str(p) for p in UNATTENDED]
+    assert [str(t) for t in Target] == [str(t) for t in rollback.TARGETS]
+
+
+# -- looking ----------------------------------------------------------------------------------------------------------
+
+
+def test_list_touches_no_database(zdm, monkeypatch):
+    monkeypatch.delenv("ZDM_APP_URL", raising=False)
+    assert "replace_column full_name → display_name" in zdm("list").stdout
+    assert json.loads(zdm("list", "--json").stdout)["databases"] == [{"name": "app", "variable": "ZDM_APP_URL"}]
+
+
+def test_bad_yaml_is_told_by_file_and_line(zdm, defs):
+    defs.write_text(DEFS.replace("batch_rows: 100", "batch_row: 100"))
+    said = zdm("list", status=2).stderr
+    assert "defs/users/defs.yaml:16 users_display_name backfill.batch_row: 100: is no key here" in said
+    assert "did you mean batch_rows" in said
+    assert "defs.yaml:16" in zdm("plan", NAME, status=2).stderr
+    assert "✘ defs/users/defs.yaml:16" in zdm("doctor", status=1).stdout
+
+
+def test_an_unknown_migration_is_a_wrong_call(zdm):
+    assert "did you mean users_display_name?" in zdm("plan", "users_displayname", status=2).stderr
+
+
+def test_plan_is_complete_and_changes_nothing(zdm, database_of):
+    before = columns(database_of)
+    said = zdm("plan", NAME).stdout
+    for expected in (
+        "ACCESS EXCLUSIVE, for milliseconds",
+        "nullable and without default: no row is rewritten",
+        'ALTER TABLE "public"."users" ADD COLUMN "display_name" text',
+        "about 2,000 rows",
+        "about 4, which are 4 Dagster partitions",
+        "CREATE INDEX CONCURRENTLY",
+        "DROP COLUMN",
+        "Nothing was changed",
+    ):
+        assert expected in said
+    assert not re.search(r" +$", said, re.MULTILINE)
+    document = json.loads(zdm("plan", NAME, "--json").stdout)
+    assert list(document["phases"]) == ["expand", "backfill", "validate", "switch_reads", "contract"]
+    assert columns(database_of) == before
+    assert one(database_of, "SELECT to_regnamespace('zdm')") is None
+
+
+def test_plan_prints_sql_that_runs(zdm, database_of):
+    said = zdm("plan", NAME, "--sql").stdout
+    expand = said.split("-- backfill:")[0]
+    with psycopg.connect(database_of) as connection:
+        connection.execute("CREATE SCHEMA zdm")
+        connection.execute(expand.encode())
+        connection.rollback()
+
+
+def test_plan_tells_every_problem(zdm, database_of, defs):
+    defs.write_text(DEFS.replace("old: full_name", "old: full_nam"))
+    assert "did you mean full_name" in zdm("plan", NAME, status=1).stderr
+
+
+def test_doctor_finds_nothing_wrong(zdm, database_of):
+    said = zdm("doctor").stdout
+    assert "✘" not in said
+    assert "ZDM_APP_URL is set" in said
+    assert "fits public.users: about 2,000 rows, key id, about 4 ranges" in said
+    assert {f["verdict"] for f in json.loads(zdm("doctor", NAME, "--json").stdout)} <= {"ok", "warning"}
+
+
+def test_doctor_without_the_variable(zdm, monkeypatch):
+    monkeypatch.delenv("ZDM_APP_URL", raising=False)
+    assert "export ZDM_APP_URL=" in zdm("doctor", status=1).stdout
+    assert "export ZDM_APP_URL=" in zdm("run", NAME, status=2).stderr
+
+
+@pytest.mark.parametrize(
+    ("url", "expected"),
+    [
+        ("postgresql://someone:hunter2@127.0.0.1:1/db", "Connection refused"),
+        ("postgresql+psycopg2://someone:hunter2@127.0.0.1/db", "names a SQLAlchemy driver"),
+        ("postgresql://someone:hun@ter2@127.0.0.1/db", "is not meant as one"),
+        ("someone:hunter2@127.0.0.1/db", "cannot be read"),
+    ],
+)
+def test_a_database_that_cannot_be_reached_is_told_without_its_password(zdm, monkeypatch, url, expected):
+    monkeypatch.setenv("ZDM_APP_URL", url)
+    for result in (zdm("doctor", status=1), zdm("status", NAME, status=1), zdm("run", NAME, status=1)):
+        assert expected in result.output
+        assert "ter2" not in result.output
+
+
+@pytest.fixture
+def stranger(server: Any, database_of: str, monkeypatch: pytest.MonkeyPatch) -> str:
+    """A role that owns nothing, and the environment variable pointing at it."""
+    with psycopg.connect(database_of, autocommit=True) as connection:
+        connection.execute("DROP ROLE IF EXISTS stranger")
+        connection.execute("CREATE ROLE stranger LOGIN")
+    url = database_of.replace("postgres@", "stranger@")
+    monkeypatch.setenv("ZDM_APP_URL", url)
+    return url
+
+
+def test_doctor_names_what_a_role_lacks(zdm, stranger):
+    said = zdm("doctor", status=1).stdout
+    assert "belongs to role postgres, which we are not a member of" in said
+    assert "GRANT pg_monitor" in said
+    assert "belongs to role" in zdm("run", NAME, status=1).stderr
+
+
+def test_status_of_all(zdm, database_of, monkeypatch):
+    assert "planned" in zdm("status").stdout
+    monkeypatch.setenv("ZDM_APP_URL", "postgresql://x@127.0.0.1:1/db")
+    assert "Connection refused" in zdm("status", status=1).stdout
+
+
+# -- doing ------------------------------------------------------------------------------------------------------------
+
+
+def test_a_whole_migration(zdm, database_of):
+    zdm("run", NAME, "--to", "expand")
+    assert state(zdm) == "expanded"
+    said = zdm("run", NAME).output
+    assert "4 of 4 are done" in said
+    assert "✔ 2,000 rows agree" in said
+    assert "zdm run users_display_name --phase switch-reads" in said
+    document = json.loads(zdm("status", NAME, "--json").stdout)
+    assert (document["state"], document["ranges_done"], document["rows_moved"]) == ("validated", 4, 2000)
+    assert document["flag"]["percent"] == 0
+    assert any("switch_reads" in reason for reason in document["against_contract"])
+    assert "contract begins from switched" in zdm("status", NAME).stdout
+
+    assert "1 %" in zdm("run", NAME, "--phase", "switch-reads").stdout
+    zdm("flag", NAME, "30")
+    assert json.loads(zdm("flag", NAME, "--json").stdout)["percent"] == 30
+    refused = zdm("run", NAME, "--phase", "contract", status=1).stderr
+    assert "reads are at 30 % of the new shape" in refused
+    zdm("run", NAME, "--phase", "switch-reads", "--percent", "100")
+    reports = json.loads(zdm("run", NAME, "--phase", "contract", "--json").stdout)
+    assert [r["state"] for r in reports] == ["tombstoned"]
+    assert "zdm_tombstone_full_name" in columns(database_of)
+
+    # The drop alone cannot be undone: it is asked for, and a script has to say so.
+    assert "say --yes" in zdm("run", NAME, "--phase", "contract", status=2).stderr
+    zdm("run", NAME, "--phase", "contract", "--yes")
+    assert state(zdm) == "contracted"
+    assert not any("full_name" in c for c in columns(database_of))
+    assert "is contracted" in zdm("plan", NAME, status=1).stderr
+    assert "is contracted" in zdm("rollback", NAME, "--to", "validated", "--yes", status=1).stderr
+    zdm("doctor")
+
+
+def test_a_run_without_phase_never_switches_reads(zdm, database_of):
+    zdm("run", NAME)
+    zdm("run", NAME)
+    assert state(zdm) == "validated"
+
+
+def test_rollback_says_what_is_undone_and_needs_a_yes(zdm, database_of):
+    before = columns(database_of)
+    zdm("run", NAME, "--json")
+    refused = zdm("rollback", NAME, "--to", "rolled_back", status=2).stderr
+    assert "constraints and indexes on display_name are removed" in refused
+    assert "column display_name is dropped" in refused
+    assert state(zdm) == "validated"
+    assert json.loads(zdm("rollback", NAME, "--to", "expanded", "--yes", "--json").stdout)["state"] == "expanded"
+    zdm("rollback", NAME, "--to", "rolled_back", "-y")
+    assert columns(database_of) == before
+    assert "has no flag" in zdm("flag", NAME, status=1).stderr
+    assert "never" not in zdm("run", NAME).output
+
+
+def test_one_range_and_repair(zdm, database_of):
+    zdm("run", NAME, "--to", "expand")
+    partition = one(database_of, "SELECT partition FROM zdm.range ORDER BY ordinal OFFSET 1")
+    (report,) = json.loads(zdm("run", NAME, "--phase", "backfill", "--partition", partition, "--json").stdout)
+    assert report["facts"]["ranges"] == [partition]
+    assert state(zdm) == "backfilling"
+    zdm("run", NAME)
+    with psycopg.connect(database_of, autocommit=True) as connection:
+        connection.execute("SET zdm.backfill = 'on'")  # behind the sync trigger's back
+        connection.execute("UPDATE users SET display_name = 'x' WHERE id = 7")
+    assert "1 different (first keys: 7)" in zdm("run", NAME, "--phase", "validate", status=1).output
+    zdm("run", NAME, "--phase", "backfill", "--repair")
+    zdm("run", NAME, "--phase", "validate")
+    assert "is not in the ledger" in zdm("run", NAME, "--phase", "backfill", "--partition", "x", status=2).stderr
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("--percent", "5"),
+        ("--repair",),
+        ("--phase", "validate", "--to", "expand"),
+        ("--to", "switch-reads"),
+        ("--phase", "switch-reads", "--percent", "101"),
+    ],
+)
+def test_options_that_do_not_fit_are_refused(zdm, words):
+    zdm("run", NAME, *words, status=2)
+
+
+def test_a_broken_sync_is_found_by_doctor(zdm, database_of):
+    zdm("run", NAME)
+    with psycopg.connect(database_of, autocommit=True) as connection:
+        connection.execute("ALTER TABLE users DISABLE TRIGGER zzz_zdm_users_display_name_insert")
+    assert "is disabled: old and new drift apart" in zdm("doctor", NAME, status=1).stdout
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_interrupted_it_keeps_every_batch_and_says_how_to_go_on(zdm, database_of, defs, number):
+    defs.write_text(DEFS.replace("range_rows: 500, batch_rows: 100", "range_rows: 2000, batch_rows: 5"))
+    zdm("run", NAME, "--to", "expand")
+    command = [sys.executable, "-m", "zdm_pipelines.cli", "run", NAME]
+    process = subprocess.Popen(
+        command,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        stderr=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )
+    deadline = time.monotonic() + 60
+    while not one(database_of, "SELECT sum(batches) FROM zdm.range"):
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    process.send_signal(number)
+    _, said = process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert "backfill was stopped" in said
+    assert f"zdm run {NAME}" in said
+    assert "Traceback" not in said
+    moved = one(database_of, "SELECT sum(rows) FROM zdm.range")
+    assert 0 < moved < 2000
+    assert one(database_of, "SELECT count(*) FROM users WHERE display_name IS NOT NULL") == moved
+    zdm("run", NAME)
+    assert state(zdm) == "validated"
