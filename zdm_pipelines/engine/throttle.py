@@ -11,6 +11,7 @@ from collections import deque
 from collections.abc import Callable
 
 import psycopg
+from psycopg import errors
 
 from zdm_pipelines.dialects.postgres import keys
 from zdm_pipelines.dialects.postgres.connection import Connection, connect, query, safe, scalar
@@ -23,11 +24,13 @@ _READ_DEADLINE = 2.0  # a signal that takes longer is bad news already
 _SAMPLES = 20  # latencies kept: the last ten seconds or so
 
 # Slowest connected replica. replay_lag is the delay of the last commit that was confirmed: once everything is
-# replayed it must count as none, though the view keeps its last figure while the primary idles.
+# replayed it must count as none, though the view keeps its last figure while the primary idles. A role without
+# pg_monitor sees that there are replicas and nothing about them.
 _LAG = """
 SELECT coalesce(max(CASE WHEN replay_lsn >= pg_current_wal_lsn() THEN 0
-  ELSE coalesce(extract(epoch FROM replay_lag), 0) END), 0)::float8
-FROM pg_stat_replication WHERE state IN ('streaming', 'catchup')"""
+  ELSE coalesce(extract(epoch FROM replay_lag), 0) END) FILTER (WHERE state IN ('streaming', 'catchup')), 0)::float8,
+  count(*) FILTER (WHERE state IS NULL)
+FROM pg_stat_replication"""
 
 
 class _Signal:
@@ -84,7 +87,10 @@ class Governor:
         ]
 
     def _lag(self, conn: Connection) -> float:
-        return float(scalar(conn, _LAG))
+        lag, hidden = query(conn, _LAG)[0]
+        if hidden:
+            raise errors.InsufficientPrivilege(f"{hidden} replicas are hidden from the role: GRANT pg_monitor to it")
+        return float(lag)
 
     def _latency(self, conn: Connection) -> float:
         begun = time.perf_counter()
