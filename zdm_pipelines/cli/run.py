@@ -9,7 +9,6 @@ from dataclasses import dataclass, field
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
-from rich.text import Text
 
 from zdm_pipelines.cli import show, terminal
 from zdm_pipelines.engine.batches import Moved
@@ -82,8 +81,8 @@ class Walk:
         """What a phase says while it works: statements by their first line, waiting as it is."""
         if text == self._told:
             return
-        self._told, line = text, text.splitlines()[0] if text else ""
-        self.console.print(Text(f"  {line}", style="dim"), soft_wrap=not self.console.is_terminal, overflow="ellipsis")
+        self._told = text
+        terminal.statement(text)
 
     def _progress(self, unit: str) -> Progress:
         return Progress(

@@ -104,6 +104,13 @@ def _plain(value: object) -> Any:
     return value.isoformat() if isinstance(value, datetime) else str(value)
 
 
+def statement(text: str) -> None:
+    """A statement that runs, by its first line, or what is being waited for."""
+    console = err()
+    line = Text(f"  {text.splitlines()[0] if text else ''}", style="dim")
+    console.print(line, soft_wrap=not console.is_terminal, overflow="ellipsis")
+
+
 def sql(text: str) -> RenderableType:
     """SQL in colour on a terminal, as it is elsewhere."""
     if not out().is_terminal:

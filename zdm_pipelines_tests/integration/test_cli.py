@@ -192,8 +192,8 @@ def test_a_database_that_cannot_be_reached_is_told_without_its_password(zdm, mon
 def stranger(server: Any, database_of: str, monkeypatch: pytest.MonkeyPatch) -> str:
     """A role that owns nothing, and the environment variable pointing at it."""
     with psycopg.connect(database_of, autocommit=True) as connection:
-        connection.execute("DROP ROLE IF EXISTS stranger")
-        connection.execute("CREATE ROLE stranger LOGIN")
+        if not connection.execute("SELECT 1 FROM pg_roles WHERE rolname = 'stranger'").fetchone():
+            connection.execute("CREATE ROLE stranger LOGIN")
     url = database_of.replace("postgres@", "stranger@")
     monkeypatch.setenv("ZDM_APP_URL", url)
     return url
@@ -204,6 +204,20 @@ def test_doctor_names_what_a_role_lacks(zdm, stranger):
     assert "belongs to role postgres, which we are not a member of" in said
     assert "GRANT pg_monitor" in said
     assert "belongs to role" in zdm("run", NAME, status=1).stderr
+
+
+def test_lag_that_a_role_may_not_see_counts_as_bad(zdm, server, database_of, defs, stranger):
+    with psycopg.connect(database_of, autocommit=True) as connection:
+        connection.execute("CREATE SCHEMA zdm AUTHORIZATION stranger")
+        connection.execute("ALTER TABLE users OWNER TO stranger")
+        connection.execute("GRANT CREATE ON SCHEMA public TO stranger")
+    lag = "{replication_lag: {pause_above: 5s, resume_below: 1s}, latency_p95: null, max_wait: 500ms}"
+    defs.write_text(DEFS.replace("{replication_lag: null, latency_p95: null}", lag))
+    said = zdm("run", NAME, status=1).stderr
+    assert "replication_lag cannot be read" in said
+    assert "GRANT pg_monitor" in said
+    defs.write_text(DEFS)
+    zdm("run", NAME)
 
 
 def test_status_of_all(zdm, database_of, monkeypatch):
