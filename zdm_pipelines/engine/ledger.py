@@ -141,7 +141,7 @@ def require(
         raise StateConflict(
             migration.name,
             f"was expanded with another declaration of {', '.join(differing)}",
-            "put defs.yaml back as it was, or roll back first",
+            "put defs.yaml back as it was; once rolled back it may change",
         )
     return entry
 

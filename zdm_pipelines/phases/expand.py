@@ -108,8 +108,10 @@ def undo(migration: Migration, url: str, *, force: bool = False, tell: locks.Tel
 def _undo(migration: Migration, url: str, force: bool, tell: locks.Tell) -> None:
     with locks.session(url, migration, purpose="rollback") as conn:
         entry = ledger.find(conn, migration.name)
-        if entry is None or entry.state == State.ROLLED_BACK:
+        if entry is None or entry.state in (State.PLANNED, State.ROLLED_BACK):
             return
+        # A file edited since may name a column of the application's own as the new one.
+        entry = ledger.require(conn, migration, ACTIVE - {State.TOMBSTONED}, to_do="be rolled back")
         if not force and (users := ledger.writers(conn, entry.id, ledger.NEW_SHAPE, within=_NEW_CODE_SECONDS)):
             raise StateConflict(
                 migration.name,
