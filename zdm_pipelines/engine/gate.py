@@ -16,9 +16,10 @@ from zdm_pipelines.model.values import Step
 
 CHECKS = ("parity", "backfill_complete", "constraints_valid")
 
+# A prepared transaction holds its locks without a pid.
 _WRITERS = """
 SELECT DISTINCT l.virtualtransaction FROM pg_locks l
-WHERE l.relation = $1 AND l.granted AND l.pid <> pg_backend_pid() AND l.locktype = 'relation'
+WHERE l.relation = $1 AND l.granted AND l.pid IS DISTINCT FROM pg_backend_pid() AND l.locktype = 'relation'
   AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database())
   AND l.mode IN ('RowExclusiveLock', 'ShareRowExclusiveLock', 'ExclusiveLock', 'AccessExclusiveLock')"""
 
@@ -57,6 +58,18 @@ def sync_reasons(conn: Connection, oid: int, triggers: Sequence[str]) -> list[st
                 f"trigger {name} runs behind the sync trigger, which does not see what it changes: rename it"
             )
     return reasons
+
+
+def sync_marks(conn: Connection, oid: int, triggers: Sequence[str]) -> list[tuple[str, str]]:
+    """What differs after a sync trigger was switched off, on or made anew, however briefly."""
+    return [
+        (name, mark)
+        for name, mark in query(
+            conn,
+            "SELECT tgname, oid || '/' || xmin::text FROM pg_trigger WHERE tgrelid = $1 AND tgname = ANY ($2) ORDER BY 1",
+            [oid, list(triggers)],
+        )
+    ]
 
 
 def _progress_reasons(conn: Connection, entry: ledger.Entry) -> list[str]:

@@ -135,6 +135,7 @@ class _Run:
         track = change.track(until.isoformat())
         query(conn, "DELETE FROM zdm.touched WHERE migration_id = $1", [entry.id])
         self._step(conn, track.sql)
+        marks = gate.sync_marks(conn, entry.catalog.oid, change.sync_triggers())
         try:
             gate.wait_for_writers(
                 conn,
@@ -146,7 +147,7 @@ class _Run:
             self._drain(conn, entry, change)
             moved, tries = locks.change_schema(
                 conn,
-                lambda: self._rename(conn, entry, change, until),
+                lambda: self._rename(conn, entry, change, until, marks),
                 thing=f"{self.migration.name} contract",
                 oid=entry.catalog.oid,
                 locks=self.migration.locks,
@@ -186,13 +187,20 @@ class _Run:
             )
         return int(taken)
 
-    def _rename(self, conn: Connection, entry: ledger.Entry, change: Change, until: datetime) -> ledger.Entry:
+    def _rename(
+        self, conn: Connection, entry: ledger.Entry, change: Change, until: datetime, marks: list[tuple[str, str]]
+    ) -> ledger.Entry:
         """Under the lock: nobody writes now, so what is proven stays true until the rename is committed."""
         query(conn, f"LOCK TABLE {entry.catalog.table.sql} IN ACCESS EXCLUSIVE MODE")
         if reasons := self._reasons(conn, entry, change):
             raise GateRefused(self.migration.name, reasons)
         if scalar(conn, "SELECT clock_timestamp() > $1", [until]):
             raise GateRefused(self.migration.name, [f"the proof took longer than {_TRACK}"])
+        if gate.sync_marks(conn, entry.catalog.oid, change.sync_triggers()) != marks:
+            # While it was off, rows were written that nobody recorded.
+            raise GateRefused(
+                self.migration.name, ["a sync trigger was changed during the proof; run validate, then contract again"]
+            )
         self._touched(conn, entry, change)
         locks.run_steps(conn, change.tombstone())
         return ledger.move(conn, entry, State.TOMBSTONED, what="old column out of sight")
