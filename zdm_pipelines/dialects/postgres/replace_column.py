@@ -117,6 +117,8 @@ class ReplaceColumnSql:
         noted = f"'zdm.noted_{self.migration_id}_' || wrote"
         track = ""
         if track_until is not None:
+            # Keys are recorded as text: in our form, not in that of the client's session.
+            settings += ["datestyle FROM CURRENT", "intervalstyle FROM CURRENT", "extra_float_digits FROM CURRENT"]
             key = keys.as_text(self.catalog.key, row="NEW")
             # It ends by itself: a contract that died leaves no growing table behind.
             track = (
@@ -125,7 +127,7 @@ class ReplaceColumnSql:
             )
         return f"""\
 CREATE OR REPLACE FUNCTION {self.function}() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER
-  {" ".join(f"SET {s}" for s in settings)} AS $zdm_sync$
+  {" ".join(f"SET {s}" for s in dict.fromkeys(settings))} AS $zdm_sync$
 DECLARE
   wrote text;
   failed text;
