@@ -10,7 +10,14 @@ from typing import TypeVar
 
 import psycopg
 from psycopg import errors
-from tenacity import RetryCallState, Retrying, retry_if_exception, stop_after_delay, wait_random_exponential
+from tenacity import (
+    RetryCallState,
+    Retrying,
+    retry_if_exception,
+    stop_after_delay,
+    wait_random,
+    wait_random_exponential,
+)
 
 from zdm_pipelines.dialects.postgres.connection import (
     Connection,
@@ -27,6 +34,7 @@ from zdm_pipelines.model.errors import (
     OutcomeUnknown,
 )
 from zdm_pipelines.model.migration import Locks, Migration
+from zdm_pipelines.model.names import TableName
 from zdm_pipelines.model.values import Step
 
 T = TypeVar("T")
@@ -40,6 +48,8 @@ LOST_SECONDS = 120.0
 _HOLD_SECONDS = 5.0
 _FREEZE_SECONDS = 2.0
 _LONGEST_BACKOFF = 10.0
+# Longer than deadlock_timeout, after which the server cancels an autovacuum that somebody waits for.
+_HARMLESS_SECONDS = 3.0
 
 _HOLDERS = """
 SELECT DISTINCT a.pid, coalesce(nullif(a.application_name, ''), 'unnamed application'), a.usename,
@@ -48,6 +58,22 @@ FROM pg_locks l JOIN pg_stat_activity a ON a.pid = l.pid
 WHERE l.relation = $1 AND l.granted AND l.pid <> pg_backend_pid()
   AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database())
 ORDER BY 4 DESC NULLS LAST LIMIT 3"""
+
+
+# Whoever holds the table for longer than a try may wait will most likely still hold it then. What other roles do is
+# hidden from a role without pg_read_all_stats: then only the lock time-out tells.
+_OLD_HOLDER = """
+SELECT EXISTS (SELECT 1 FROM pg_locks l JOIN pg_stat_activity a ON a.pid = l.pid
+  WHERE l.relation = $1 AND l.granted AND l.pid <> pg_backend_pid()
+    AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database())
+    AND a.xact_start < clock_timestamp() - make_interval(secs => $2))"""
+
+
+class _HeldForLong(Exception):
+    """A transaction older than a try may wait holds the table."""
+
+
+_TRY_AGAIN = (errors.LockNotAvailable, errors.DeadlockDetected, errors.QueryCanceled, _HeldForLong)
 
 
 def silent(_: str) -> None:
@@ -160,14 +186,16 @@ def change_schema(
     work: Callable[[], T],
     *,
     thing: str,
+    table: TableName,
     oid: int,
     locks: Locks,
     tell: Tell = silent,
 ) -> tuple[T, int]:
     """Run one short DDL transaction; when its lock is not had in time, let the application pass and try again.
 
-    The queue behind a waiting ACCESS EXCLUSIVE request is the application, so each try waits `locks.timeout` at most
-    and the pause between tries grows, with jitter, to ten seconds.
+    The queue behind a waiting ACCESS EXCLUSIVE request is the application. So a try first takes a lock that only
+    maintenance waits for, which sends autovacuum away; then it looks whether an old transaction holds the table, and if
+    so does not even ask; then it waits `locks.timeout` at most, and longer from try to try in between.
 
     Args:
         work: the statements; run inside a transaction with its time-outs set, again from the start at each try.
@@ -185,41 +213,60 @@ def change_schema(
         nonlocal failed, blocked_by
         try:
             with conn.transaction():
-                for name, seconds in (
-                    ("lock_timeout", locks.timeout),
-                    ("statement_timeout", locks.timeout + _HOLD_SECONDS),
-                    ("idle_in_transaction_session_timeout", _FREEZE_SECONDS),
-                ):
-                    query(conn, "SELECT set_config($1, $2, true)", [name, f"{max(1, round(seconds * 1000))}ms"])
+                _limit(conn, lock=_HARMLESS_SECONDS, statement=_HARMLESS_SECONDS + _HOLD_SECONDS)
+                conn.execute(f"LOCK TABLE {table.sql} IN SHARE UPDATE EXCLUSIVE MODE".encode())
+                if scalar(conn, _OLD_HOLDER, [oid, locks.timeout]):
+                    raise _HeldForLong
+                _limit(conn, lock=locks.timeout, statement=locks.timeout + _HOLD_SECONDS)
                 return work()
-        except (errors.LockNotAvailable, errors.DeadlockDetected, errors.QueryCanceled):
+        except _TRY_AGAIN:
             failed += 1
             with contextlib.suppress(psycopg.Error):
                 blocked_by = holders(conn, oid)
             raise
 
+    # At least four times as long apart as a try may block: the application is held up a fifth of the time at most.
+    apart = locks.timeout * 4
+    backoff = wait_random_exponential(multiplier=apart, min=apart, max=max(_LONGEST_BACKOFF, apart))
+    look_again = wait_random(0.2, 0.5)  # looking holds nobody up
+
+    def pause(state: RetryCallState) -> float:
+        looked = state.outcome is not None and isinstance(state.outcome.exception(), _HeldForLong)
+        return look_again(state) if looked else backoff(state)
+
+    told: list[str] = []
+
+    def report(state: RetryCallState) -> None:
+        if told != [blocked_by]:  # a holder that stays is told once
+            told[:] = [blocked_by]
+            tell(f"{thing}: the table is held by {blocked_by}; trying again")
+
     retrying = Retrying(
-        retry=retry_if_exception(
-            lambda e: isinstance(e, (errors.LockNotAvailable, errors.DeadlockDetected, errors.QueryCanceled))
-        ),
-        # At least four times as long apart as a try may block: the application is held up a fifth of the time at most.
-        wait=wait_random_exponential(
-            multiplier=locks.timeout * 4, min=locks.timeout * 4, max=max(_LONGEST_BACKOFF, locks.timeout * 4)
-        ),
+        retry=retry_if_exception(lambda e: isinstance(e, _TRY_AGAIN)),
+        wait=pause,
         stop=stop_after_delay(locks.give_up_after),
         reraise=True,
-        before_sleep=lambda s: tell(
-            f"{thing}: lock not had within {locks.timeout:g} s, held by {blocked_by}; trying again in {_pause(s):.1f} s"
-        ),
+        before_sleep=report,
     )
     try:
         return retrying(attempt), failed
-    except (errors.LockNotAvailable, errors.DeadlockDetected, errors.QueryCanceled):
+    except _TRY_AGAIN:
         raise LockNotAcquired(
             thing,
             f"no lock within {locks.give_up_after:g} s and {failed} tries; held by {blocked_by}",
             "end or wait for those transactions, then run it again; nothing was changed",
         ) from None
+
+
+def _limit(conn: Connection, *, lock: float, statement: float) -> None:
+    """Time-outs of the present transaction, in seconds."""
+    limits = {
+        "lock_timeout": lock,
+        "statement_timeout": statement,
+        "idle_in_transaction_session_timeout": _FREEZE_SECONDS,
+    }
+    for name, seconds in limits.items():
+        query(conn, "SELECT set_config($1, $2, true)", [name, f"{max(1, round(seconds * 1000))}ms"])
 
 
 def run_alone(conn: Connection, step: Step, *, thing: str, locks: Locks, tell: Tell = silent) -> bool:

@@ -89,7 +89,13 @@ def _expand(conn: Connection, migration: Migration, entry: ledger.Entry, note: l
         ledger.move(conn, entry, State.EXPANDED, what="expanded")
 
     _, tries = locks.change_schema(
-        conn, apply, thing=f"{migration.name} expand", oid=entry.catalog.oid, locks=migration.locks, tell=tell
+        conn,
+        apply,
+        thing=f"{migration.name} expand",
+        table=entry.catalog.table,
+        oid=entry.catalog.oid,
+        locks=migration.locks,
+        tell=tell,
     )
     for step in steps:
         note(step.sql)
@@ -135,6 +141,7 @@ def _undo(migration: Migration, url: str, force: bool, tell: locks.Tell) -> None
             conn,
             apply,
             thing=f"{migration.name} rollback",
+            table=entry.catalog.table,
             oid=entry.catalog.oid,
             locks=migration.locks,
             tell=tell,

@@ -224,6 +224,7 @@ def _run_step(conn: Connection, migration: Migration, entry: ledger.Entry, step:
         conn,
         lambda: locks.run_steps(conn, [step], tell=tell),
         thing=thing,
+        table=entry.catalog.table,
         oid=entry.catalog.oid,
         locks=migration.locks,
         tell=tell,
