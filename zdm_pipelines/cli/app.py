@@ -88,7 +88,7 @@ class Target(StrEnum):
 
 def main() -> None:
     """The command."""
-    terminal.stop_on_termination()
+    terminal.stop_when_told()
     app()
 
 

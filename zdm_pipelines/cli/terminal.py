@@ -118,10 +118,12 @@ def sql(text: str) -> RenderableType:
     return Syntax(text, "postgresql", theme="ansi_dark", background_color="default", word_wrap=True)
 
 
-def stop_on_termination() -> None:
+def stop_when_told() -> None:
     """Let SIGTERM end a verb as Ctrl-C does: at the next batch, with everything tidied up."""
 
     def interrupt(_signal: int, _frame: FrameType | None) -> None:
         raise KeyboardInterrupt
 
     signal.signal(signal.SIGTERM, interrupt)
+    # A script's background jobs inherit "ignore", and could only be killed.
+    signal.signal(signal.SIGINT, signal.default_int_handler)

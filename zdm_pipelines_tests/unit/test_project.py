@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import json
+import os
+import re
 from pathlib import Path
+from typing import Literal, get_args, get_origin
 
 import pytest
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
 
 from zdm_pipelines import project
 from zdm_pipelines.model.errors import SpecError
+from zdm_pipelines.model.migration import Database, Migration
 
 GOOD = """\
 type: zdm_pipelines.Database
@@ -185,3 +192,89 @@ def test_a_project_without_its_folder_is_told(tmp_path):
     below = make(tmp_path, '[tool.dg.project]\nroot_module = "mine"\n', "other")
     with pytest.raises(SpecError, match="root_module"):
         project.find(start=below)
+
+
+# -- docs/configuration.md --------------------------------------------------------------------------------------------
+
+PAGE = Path(__file__).resolve().parents[2] / "docs" / "configuration.md"
+
+
+def duration(seconds: float) -> str:
+    """Seconds as they are declared."""
+    for unit, length in (("d", 86400), ("h", 3600), ("m", 60), ("s", 1)):
+        if seconds >= length and seconds % length == 0:
+            return f"{seconds / length:g}{unit}"
+    return f"{seconds * 1000:g}ms"
+
+
+def default_of(field: FieldInfo, within: object) -> str:
+    """A default as YAML; `within`: the default of the section, which counts first."""
+    if field.is_required() and within is None:
+        return "**required**"
+    value = within if within is not None else field.default
+    if field.annotation is float:
+        return f"`{duration(value)}`"  # type: ignore[arg-type]
+    if isinstance(value, bool) or value is None:
+        return f"`{json.dumps(value)}`"
+    return f"`{list(value)}`" if isinstance(value, tuple) else f"`{value}`"
+
+
+def is_literal(field: FieldInfo) -> bool:
+    return get_origin(field.annotation) is Literal
+
+
+def bounds(field: FieldInfo) -> str:
+    """What a value must be, beside its type."""
+    names = {"gt": "above {}", "ge": "at least {}", "le": "at most {}", "pattern": "matches `{}`"}
+    said = ["one of " + ", ".join(f"`{a}`" for a in get_args(field.annotation))] if is_literal(field) else []
+    for one in field.metadata:
+        said += [text.format(getattr(one, n)) for n, text in names.items() if getattr(one, n, None) is not None]
+        if getattr(one, "max_length", None):
+            said.append(f"at most {one.max_length} characters")
+    return ", ".join(said)
+
+
+def table(model: type[BaseModel], *, defaults: object = None, prefix: str = "") -> list[str]:
+    """Rows of the reference: key, default, bounds, meaning."""
+    rows = []
+    for name, field in model.model_fields.items():
+        inside = list(project._models(field.annotation))
+        within = getattr(defaults, name, None) if defaults is not None else None
+        if not inside:
+            meaning = (field.description or "").replace("|", "\\|").replace("<", "&lt;")
+            rows.append(f"| `{prefix}{name}` | {default_of(field, within)} | {bounds(field)} | {meaning} |")
+            continue
+        section = within if within is not None else None if field.is_required() else field.default
+        if field.description:
+            rows.append(f"| `{prefix}{name}` | | | {field.description} |")
+        rows += table(inside[0], defaults=section, prefix=f"{prefix}{name}.")
+    return rows
+
+
+def reference(model: type[BaseModel]) -> str:
+    return "\n".join(["| key | default | bounds | meaning |", "|---|---|---|---|", *table(model)])
+
+
+@pytest.mark.parametrize("model", [Database, Migration])
+def test_the_configuration_page_is_complete_and_current(model):
+    begin, end = f"<!-- {model.__name__}: generated -->\n", "\n<!-- end -->"
+    page = PAGE.read_text(encoding="utf-8")
+    before, _, rest = page.partition(begin)
+    _, _, after = rest.partition(end)
+    if os.environ.get("ZDM_WRITE_DOCS"):
+        PAGE.write_text(f"{before}{begin}{reference(model)}{end}{after}", encoding="utf-8")
+    else:
+        assert reference(model) in page, "ZDM_WRITE_DOCS=1 make test ARGS='-k configuration' brings it up to date"
+    for key in project.keys(model):
+        assert f"| `{key}` |" in reference(model)
+
+
+def test_the_examples_on_the_pages_can_be_meant(tmp_path):
+    """Every complete YAML declaration in README and docs."""
+    pages = [PAGE.parents[1] / "README.md", *PAGE.parent.glob("*.md")]
+    blocks = [b for page in pages for b in re.findall(r"```yaml\n(.*?)```", page.read_text("utf-8"), re.DOTALL)]
+    declared = [b for b in blocks if "type: zdm_pipelines." in b]
+    assert len(declared) >= 2
+    database = "" if any("zdm_pipelines.Database" in b for b in declared) else DATABASE
+    found = read(tmp_path, **{f"block{n}": b for n, b in enumerate(declared)}, database=database)
+    assert not [p for p in found.problems if "is declared at" not in str(p)]
