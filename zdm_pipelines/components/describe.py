@@ -12,7 +12,7 @@ from zdm_pipelines.model.states import Phase
 def span(seconds: float) -> str:
     """Seconds as they are declared: 7d, 25h, 250ms."""
     for unit, size in (("d", 86400), ("h", 3600), ("m", 60), ("s", 1)):
-        if seconds >= size and seconds % size == 0:
+        if seconds % size == 0 and (seconds >= size or unit == "s"):
             return f"{seconds / size:.0f}{unit}"
     return f"{seconds * 1000:g}ms"
 

@@ -43,8 +43,14 @@ class ZeroDowntimeMigration(dg.Component):
         """The assets and the job; asks no database.
 
         Raises:
-            SpecError: the database is not declared.
+            SpecError: the database is not declared, or the name is taken.
         """
+        if sum(m.declared.name == self.declared.name for m in component_of(context, ZeroDowntimeMigration)) > 1:
+            raise SpecError(
+                where(context, "name"),
+                f"migration {self.declared.name} is declared more than once",
+                "give each a name of its own",
+            )
         databases = sorted(d.declared.name for d in component_of(context, Database))
         if self.declared.database not in databases:
             raise SpecError(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 
+import click
 import dagster as dg
 from pydantic import BaseModel
 
@@ -59,7 +60,7 @@ def _name(request: dg.ScaffoldRequest[BaseModel]) -> str:
 
 def _write(request: dg.ScaffoldRequest[BaseModel], text: str) -> None:
     if request.scaffold_format != "yaml":
-        raise dg.DagsterInvariantViolationError("declarations are YAML: leave --format away")
+        raise click.UsageError("migrations and databases are declared in YAML: leave --format away")
     if request.append:
         with request.target_path.open("a", encoding="utf-8") as file:
             file.write(f"---\n{text}")
