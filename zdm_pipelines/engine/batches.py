@@ -12,7 +12,8 @@ import psycopg
 from psycopg import errors
 
 from zdm_pipelines.dialects.postgres import keys
-from zdm_pipelines.dialects.postgres.connection import Connection, query, safe, scalar
+from zdm_pipelines.dialects.postgres.connection import Connection, of_data, query, safe, scalar
+from zdm_pipelines.engine.locks import holders
 from zdm_pipelines.model.errors import LockNotAcquired, MappingFailed, MigrationBusy
 from zdm_pipelines.model.migration import Backfill
 from zdm_pipelines.model.values import Catalog, Key, KeyRange
@@ -157,15 +158,22 @@ class RangeWorker:
         return tuple(found[0][0]) if found else None
 
     def _batch(self, wanted: KeyRange, lower: Key | None, upper: Key | None, *, first: bool) -> None:
-        rows, attempt = 0, 1
+        rows, attempt, started = 0, 1, time.monotonic()
         while True:
             begun = time.monotonic()
             try:
                 rows = self._commit(wanted, lower, upper, first=first)
                 break
-            except (errors.DataError, errors.IntegrityError) as error:
-                raise self._failing_row(lower, upper, error) from None
-            except (errors.TransactionRollback, errors.QueryCanceled, errors.LockNotAvailable) as error:
+            except errors.LockNotAvailable:
+                # Somebody rewrites the table or builds an index on it: that is waited for like a held row.
+                self.retries += 1
+                if time.monotonic() - started > self.patience:
+                    raise LockNotAcquired(
+                        f"{self.name} range {wanted.partition}",
+                        f"the table is locked for {self.patience:g} s; held by {holders(self.conn, self.catalog.oid)}",
+                        "end those transactions and materialize the range again; it goes on where it stopped",
+                    ) from None
+            except (errors.TransactionRollback, errors.QueryCanceled) as error:
                 self.retries += 1
                 if attempt == _TRIES:
                     raise MigrationBusy(
@@ -175,6 +183,10 @@ class RangeWorker:
                     ) from None
                 time.sleep(random.uniform(0.05, 0.2) * attempt)
                 attempt += 1
+            except psycopg.Error as error:
+                if not of_data(error):
+                    raise
+                raise self._failing_row(lower, upper, error) from None
         took = time.monotonic() - begun
         self.pace.took(took)
         self.rows += rows
@@ -219,7 +231,7 @@ class RangeWorker:
         """Come back for rows that the application held, until none is left."""
         pause, begun, progressed = _REVISIT_SECONDS, time.monotonic(), self.rows
         sql, params = self.sql.count_unmoved(wanted.lower, wanted.upper, repair=self.repair)
-        while left := self._counted(sql, params):
+        while left := self._counted(wanted, sql, params):
             if self.rows == progressed and time.monotonic() - begun > self.patience:
                 raise LockNotAcquired(
                     f"{self.name} range {wanted.partition}",
@@ -234,8 +246,28 @@ class RangeWorker:
                 pause = min(_LONGEST_REVISIT, pause * 2)
             self._pass(wanted, wanted.lower, first=False)
 
-    def _counted(self, sql: str, params: list[list[str]]) -> int:
-        return int(self.conn.execute(sql.encode(), params).fetchall()[0][0])
+    def _counted(self, wanted: KeyRange, sql: str, params: list[list[str]]) -> int:
+        try:
+            return int(self.conn.execute(sql.encode(), params).fetchall()[0][0])
+        except psycopg.Error as error:
+            if not of_data(error):
+                raise
+            raise self._failing_row(*self._failing_batch(wanted), error) from None
+
+    def _failing_batch(self, wanted: KeyRange) -> tuple[Key | None, Key | None]:
+        """The first batch of a range for which `up` raises."""
+        at = wanted.lower
+        while True:
+            upper = self._next(at, wanted.upper)
+            end = upper if upper is not None else wanted.upper
+            sql, params = self.sql.count_unmoved(at, end, repair=self.repair)
+            try:
+                self.conn.execute(sql.encode(), params)
+            except psycopg.Error:
+                return at, end
+            if upper is None:
+                return wanted.lower, wanted.upper
+            at = upper
 
     def _failing_row(self, lower: Key | None, upper: Key | None, error: psycopg.Error) -> MappingFailed:
         """Find the first row of a batch for which `up` raises."""

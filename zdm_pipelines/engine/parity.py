@@ -7,9 +7,8 @@ from collections.abc import Callable, Sequence
 from typing import Protocol
 
 import psycopg
-from psycopg import errors
 
-from zdm_pipelines.dialects.postgres.connection import Connection, query, safe
+from zdm_pipelines.dialects.postgres.connection import Connection, of_data, query, safe
 from zdm_pipelines.model.errors import MappingFailed
 from zdm_pipelines.model.values import Key, KeyRange, Parity
 
@@ -50,7 +49,9 @@ def compare(
         statement, params = sql.compare(one.lower, one.upper)
         try:
             counts = dict(zip(totals, query(conn, statement, params)[0], strict=True))
-        except (errors.DataError, errors.IntegrityError) as error:
+        except psycopg.Error as error:
+            if not of_data(error):
+                raise
             raise _failed(name, one, error) from None
         for what, count in counts.items():
             totals[what] += count

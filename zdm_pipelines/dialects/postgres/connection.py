@@ -153,10 +153,20 @@ def privilege_problem(error: psycopg.Error, thing: str) -> MissingPrivilege:
     )
 
 
+# What an expression raises over a row's values: several rows from a subquery, data, constraints, a function's own
+# exceptions.
+_OF_DATA = ("21", "22", "23", "38", "P0")
+
+
+def of_data(error: psycopg.Error) -> bool:
+    """Whether it is the row's values that the server complains about."""
+    return (error.sqlstate or "").startswith(_OF_DATA)
+
+
 def safe(error: psycopg.Error) -> str:
-    """What went wrong, without the row's values that data errors (class 22, 23) quote in their message."""
+    """What went wrong, without the row's values that errors of data quote in their message."""
     state = error.sqlstate or ""
-    if state.startswith(("22", "23")):
+    if of_data(error):
         return f"{type(error).__name__} (SQLSTATE {state})"
     return (error.diag.message_primary or str(error)).strip()
 
