@@ -42,7 +42,13 @@ class Change(Protocol):
         """One batch of the backfill; with `repair`, rows that disagree are taken from the old shape."""
         ...
 
-    def move_one(self, key: Key) -> tuple[str, list[list[str]]]:
+    def unmoved_keys(
+        self, lower: Key | None, upper: Key | None, *, limit: int, repair: bool = False
+    ) -> tuple[str, list[list[str]]]:
+        """First keys of an interval that wait to be moved."""
+        ...
+
+    def move_one(self, key: Key, *, repair: bool = False) -> tuple[str, list[list[str]]]:
         """The same for one row."""
         ...
 

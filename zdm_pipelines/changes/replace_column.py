@@ -39,6 +39,7 @@ class ReplaceColumnChange:
         )
         self.move = self._sql.move
         self.move_one = self._sql.move_one
+        self.unmoved_keys = self._sql.unmoved_keys
         self.count_unmoved = self._sql.count_unmoved
         self.compare = self._sql.compare
         self.mismatched_keys = self._sql.mismatched_keys

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import random
 import time
 from collections.abc import Callable
@@ -21,6 +22,8 @@ from zdm_pipelines.model.values import Catalog, Key, KeyRange
 SMALLEST = 10  # rows; below it the cost of a transaction is all there is
 _REVISIT_SECONDS = 0.2  # first pause before rows that the application held are tried again
 _LONGEST_REVISIT = 5.0
+_FEW = 50  # rows that are worth queueing for one by one
+_QUEUE_SECONDS = 0.5  # how long for each; below deadlock_timeout, and others may have more luck
 _TRIES = 5  # of one batch, when the server cancels it (deadlock, serialization, recovery conflict)
 
 
@@ -31,7 +34,10 @@ class BatchSql(Protocol):
     def count_unmoved(
         self, lower: Key | None, upper: Key | None, *, repair: bool = False
     ) -> tuple[str, list[list[str]]]: ...
-    def move_one(self, key: Key) -> tuple[str, list[list[str]]]: ...
+    def unmoved_keys(
+        self, lower: Key | None, upper: Key | None, *, limit: int, repair: bool = False
+    ) -> tuple[str, list[list[str]]]: ...
+    def move_one(self, key: Key, *, repair: bool = False) -> tuple[str, list[list[str]]]: ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -205,25 +211,29 @@ class RangeWorker:
         )
 
     def _commit(self, wanted: KeyRange, lower: Key | None, upper: Key | None, *, first: bool) -> int:
-        sql, params = self.sql.move(lower, upper, repair=self.repair)
+        statement = self.sql.move(lower, upper, repair=self.repair)
+        # Rows are not waited for; the lock time-out guards against schema changes of others.
+        return self._transact(wanted, statement, upper=upper if first else None, lock_timeout=2.0)
+
+    def _transact(
+        self, wanted: KeyRange, statement: tuple[str, list[list[str]]], *, upper: Key | None, lock_timeout: float
+    ) -> int:
+        """Rows and checkpoint in one transaction; gives the rows moved."""
+        sql, params = statement
         with self.conn.transaction():
-            # Off is safe: a crash loses rows and checkpoint together. lock_timeout guards against DDL of others.
+            # Off is safe: a crash loses rows and checkpoint together.
             query(
                 self.conn,
                 "SELECT set_config('synchronous_commit', 'off', true), set_config('zdm.backfill', 'on', true), "
-                "set_config('lock_timeout', '2s', true)",
+                "set_config('lock_timeout', $1, true)",
+                [f"{round(lock_timeout * 1000)}ms"],
             )
             rows = self.conn.execute(sql.encode(), params).rowcount
             query(
                 self.conn,
                 "UPDATE zdm.range SET checkpoint = coalesce($3::text[], checkpoint), rows = rows + $4, "
                 "batches = batches + 1 WHERE migration_id = $1 AND ordinal = $2",
-                [
-                    self.migration_id,
-                    wanted.ordinal,
-                    list(upper) if first and upper is not None else None,
-                    rows,
-                ],
+                [self.migration_id, wanted.ordinal, list(upper) if upper is not None else None, rows],
             )
         return rows
 
@@ -245,6 +255,19 @@ class RangeWorker:
                 time.sleep(pause)
                 pause = min(_LONGEST_REVISIT, pause * 2)
             self._pass(wanted, wanted.lower, first=False)
+            self._queue_for_few(wanted)
+
+    def _queue_for_few(self, wanted: KeyRange) -> None:
+        """Queue for rows that are never free when we look, one by one: who holds no other lock deadlocks with nobody."""
+        sql, params = self.sql.unmoved_keys(wanted.lower, wanted.upper, limit=_FEW + 1, repair=self.repair)
+        left = query(self.conn, sql, params)
+        if len(left) > _FEW:
+            return
+        for (key,) in left:
+            self.wait()
+            with contextlib.suppress(errors.LockNotAvailable):
+                statement = self.sql.move_one(tuple(key), repair=self.repair)
+                self.rows += self._transact(wanted, statement, upper=None, lock_timeout=_QUEUE_SECONDS)
 
     def _counted(self, wanted: KeyRange, sql: str, params: list[list[str]]) -> int:
         try:
@@ -287,7 +310,7 @@ class RangeWorker:
         )
 
     def _raises(self, key: Key) -> bool:
-        sql, params = self.sql.move_one(key)
+        sql, params = self.sql.move_one(key, repair=self.repair)
         try:
             with self.conn.transaction(force_rollback=True):
                 query(

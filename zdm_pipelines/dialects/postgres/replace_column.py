@@ -214,12 +214,24 @@ FROM zdm_batch WHERE {self.alias}.ctid = zdm_ctid"""
         wanted = self.disagreeing if repair else self.unmoved
         return f"SELECT count(*) FROM ONLY {self.table} AS {self.alias} WHERE {interval} AND {wanted}", params
 
-    def move_one(self, key: Key) -> tuple[str, list[list[str]]]:
-        """Move the one row at a key."""
-        predicate = f"{keys.row(self.catalog.key)} = {keys.bound(self.catalog.key, 1)}"
+    def unmoved_keys(
+        self, lower: Key | None, upper: Key | None, *, limit: int, repair: bool = False
+    ) -> tuple[str, list[list[str]]]:
+        """The first keys of an interval that wait to be moved."""
+        interval, params = keys.between(self.catalog.key, lower, upper)
+        wanted = self.disagreeing if repair else self.unmoved
+        return (
+            f"SELECT {keys.as_text(self.catalog.key)} FROM ONLY {self.table} AS {self.alias} "
+            f"WHERE {interval} AND {wanted} ORDER BY {keys.columns(self.catalog.key)} LIMIT {limit}",
+            params,
+        )
+
+    def move_one(self, key: Key, *, repair: bool = False) -> tuple[str, list[list[str]]]:
+        """Move the one row at a key, if it still waits to be moved when its lock is had."""
+        wanted = self.disagreeing if repair else self.unmoved
         return (
             f"UPDATE ONLY {self.table} AS {self.alias} SET {quote(self.new)} = {expression(self.change.up)} "
-            f"WHERE {predicate}",
+            f"WHERE {keys.row(self.catalog.key)} = {keys.bound(self.catalog.key, 1)} AND {wanted}",
             [list(key)],
         )
 
