@@ -1,8 +1,8 @@
 """Assets: one per phase, in the order a migration walks them."""
 
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing
-from typing import Any, cast
+from typing import Any
 
 import dagster as dg
 from pydantic import Field
@@ -162,7 +162,7 @@ def _backfill(migration: Migration) -> dg.AssetsDefinition:
             )
             statement = backfill.plan(migration, preflight.catalog_of(url, migration))[0].sql
             # An interrupted run closes the generator, which ends the workers at their next batch.
-            with closing(cast(Generator[Moved, None, None], moving)):
+            with closing(moving):
                 for moved in moving:
                     done += 1
                     yield dg.AssetMaterialization(

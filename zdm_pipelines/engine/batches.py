@@ -258,7 +258,7 @@ class RangeWorker:
             self._queue_for_few(wanted)
 
     def _queue_for_few(self, wanted: KeyRange) -> None:
-        """Queue for rows that are never free when we look, one by one: who holds no other lock deadlocks with nobody."""
+        """Queue for rows that are never free when we look, one by one: holding no other lock, we cannot deadlock."""
         sql, params = self.sql.unmoved_keys(wanted.lower, wanted.upper, limit=_FEW + 1, repair=self.repair)
         left = query(self.conn, sql, params)
         if len(left) > _FEW:

@@ -66,7 +66,8 @@ def sync_marks(conn: Connection, oid: int, triggers: Sequence[str]) -> list[tupl
         (name, mark)
         for name, mark in query(
             conn,
-            "SELECT tgname, oid || '/' || xmin::text FROM pg_trigger WHERE tgrelid = $1 AND tgname = ANY ($2) ORDER BY 1",
+            "SELECT tgname, oid || '/' || xmin::text FROM pg_trigger WHERE tgrelid = $1 AND tgname = ANY ($2) "
+            "ORDER BY tgname",
             [oid, list(triggers)],
         )
     ]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import queue
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 
@@ -52,7 +52,7 @@ def run(
     repair: bool = False,
     tell: locks.Tell = locks.silent,
     batch: Callable[[Moved], None] = lambda _: None,
-) -> Iterator[Moved]:
+) -> Generator[Moved]:
     """Move ranges, giving one `Moved` as each is proven done. Closing the iterator stops at the next batch.
 
     Args:

@@ -25,6 +25,15 @@ def expression(sql: str) -> str:
     return f"({sql.strip()}\n)" if "--" in sql else f"({sql.strip()})"
 
 
+def same(column: str, computed: str, type_name: str) -> str:
+    """Predicate: a column holds what was computed for it."""
+    base = type_name.split("(")[0].strip().lower().removesuffix("[]")
+    if base in _TEXT_TYPES or base in _NO_EQUALITY:
+        # ::text of character(n) drops the padding, which is not part of its value
+        return f'{column}::text COLLATE "C" IS NOT DISTINCT FROM ({computed}::{type_name})::text COLLATE "C"'
+    return f"{column} IS NOT DISTINCT FROM {computed}::{type_name}"
+
+
 @dataclass(frozen=True, kw_only=True)
 class ReplaceColumnSql:
     """SQL for one `replace_column`; `old` is the column's present name (it changes with the tombstone)."""
@@ -237,20 +246,13 @@ FROM zdm_batch WHERE {self.alias}.ctid = zdm_ctid"""
 
     # -- parity -------------------------------------------------------------------------------------------
 
-    def _same(self, column: str, computed: str, type_name: str) -> str:
-        base = type_name.split("(")[0].strip().lower()
-        if base in _TEXT_TYPES or base in _NO_EQUALITY:
-            # ::text of character(n) drops the padding, which is not part of its value
-            return f'{column}::text COLLATE "C" IS NOT DISTINCT FROM ({computed}::{type_name})::text COLLATE "C"'
-        return f"{column} IS NOT DISTINCT FROM {computed}::{type_name}"
-
     @property
     def same_up(self) -> str:
-        return self._same(quote(self.new), expression(self.change.up), self.new_type)
+        return same(quote(self.new), expression(self.change.up), self.new_type)
 
     @property
     def same_down(self) -> str:
-        return self._same(quote(self.change.old), expression(self.change.down), self.old_type)
+        return same(quote(self.change.old), expression(self.change.down), self.old_type)
 
     def _categories(self) -> dict[str, str]:
         up, new = expression(self.change.up), quote(self.new)

@@ -12,7 +12,7 @@ import psycopg
 from zdm_pipelines.dialects.postgres import catalog as catalogs
 from zdm_pipelines.dialects.postgres.connection import Connection, attempt, query, safe, scalar, undone
 from zdm_pipelines.dialects.postgres.rebuilds import COPY, Rebuilds
-from zdm_pipelines.dialects.postgres.replace_column import TRIGGER_PREFIX, expression
+from zdm_pipelines.dialects.postgres.replace_column import TRIGGER_PREFIX, expression, same
 from zdm_pipelines.model.errors import Problem
 from zdm_pipelines.model.migration import Migration
 from zdm_pipelines.model.names import quote
@@ -42,6 +42,9 @@ SELECT format_type(a.atttypid, a.atttypmod), a.attnotnull OR a.attgenerated <> '
        (SELECT count(*) FROM pg_attribute WHERE attrelid = a.attrelid AND attnum > 0)
 FROM pg_attribute a WHERE a.attrelid = '{COPY}'::regclass AND a.attname = $1"""
 
+# A view's text names a whole row so; its dependencies do not tell.
+_WHOLE_ROW = "SELECT strpos(pg_get_viewdef('pg_temp.zdm_view'::regclass), quote_ident($1) || '.*') > 0"
+
 _REFERENCED = """
 SELECT conname, conrelid::regclass::text FROM pg_constraint
 WHERE confrelid = $1 AND contype = 'f' AND $2::smallint = ANY (confkey)"""
@@ -66,6 +69,7 @@ class _Survey:
         with undone(self.conn):
             if self.copy():
                 self.expressions()
+                self.comparable()
             if not self.problems:
                 self.nulls()
             if not self.problems:
@@ -74,6 +78,20 @@ class _Survey:
                 self.catalog = dataclasses.replace(self.catalog, rebuilds=tuple(rebuilds.find()))
                 self.problems += rebuilds.problems
         return dataclasses.replace(self.catalog, warnings=tuple(self.warnings))
+
+    def comparable(self) -> None:
+        """Parity needs an equality; what has none is compared as text only where that is known to be right."""
+        for name, type_name in ((self.new.name, self.new.type), (self.old.name, self.old.type)):
+            column = f"NULL::{type_name}"
+            try:
+                with attempt(self.conn):
+                    self.conn.execute(f"EXPLAIN SELECT {same(column, column, type_name)}".encode())
+            except psycopg.Error as error:
+                self.refuse(
+                    f"column {quote(name)}",
+                    f"is of type {type_name}, whose values cannot be compared ({safe(error)})",
+                    "use a type that has an equality",
+                )
 
     def refuse(self, thing: str, fact: str, way_out: str) -> None:
         self.problems.append(Problem(thing, fact, way_out))
@@ -183,6 +201,12 @@ class _Survey:
                     self.refuse(thing, fact, f"write an explicit cast, as ({sql.strip()})::{wants}")
                     return found, True
                 self.conn.execute(update.encode(), prepare=True)
+                if scalar(self.conn, _WHOLE_ROW, [self.catalog.table.name]):
+                    self.refuse(thing, "reads the whole row", f"name the columns that {which} reads")
+                # As the sync trigger computes it: over these columns and nothing else, no system column either.
+                listed = ", ".join(quote(c) for c in found) or "1 AS zdm_none"
+                alone = f"EXPLAIN SELECT {expression(sql)} FROM (SELECT {listed} FROM {COPY}) AS {self.alias}"
+                self.conn.execute(alone.encode(), prepare=True)
                 return found, self.immutable(sql, wants)
         except psycopg.Error as error:
             self.refuse(thing, f"is no expression over one row of the table ({safe(error)})", f"correct {which}")
@@ -253,5 +277,12 @@ def survey(conn: Connection, migration: Migration) -> tuple[Catalog, list[Proble
         raise catalogs.missing_column(found.columns, found.table, migration.change.old)
     if any("temporary" in p.fact for p in lacking):
         return found, lacking
+    if scalar(conn, "SELECT row_security_active($1::oid)", [found.oid]):
+        # Rows that we do not see would be neither moved nor compared.
+        raise Problem(
+            f"table {found.table}",
+            "has row-level security that may hide rows from our role",
+            "connect as a role with BYPASSRLS, or as the owner without FORCE ROW LEVEL SECURITY",
+        )
     job = _Survey(conn, migration, found)
     return job.run(), lacking + job.problems
