@@ -122,7 +122,7 @@ def find(given: Path | None = None, *, start: Path | None = None) -> Path:
     if (start / "defs").is_dir():
         return start / "defs"
     raise SpecError(
-        _shown(start),
+        str(start),
         "no pyproject.toml with [tool.dg.project] here or above, and no folder defs",
         f"run it inside the project, or name the folder with --defs or {VARIABLE}",
     )

@@ -399,7 +399,10 @@ def flag(
 @verb
 def dev(
     port: Annotated[
-        int | None, typer.Option("--port", help="Of the web UI; default: 3000, or a free one.", show_default=False)
+        int | None,
+        typer.Option(
+            "--port", min=1, max=65535, help="Of the web UI; default: 3000, or a free one.", show_default=False
+        ),
     ] = None,
     storage_url: Annotated[
         str | None,

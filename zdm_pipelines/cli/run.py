@@ -82,7 +82,7 @@ class Walk:
         if text == self._told:
             return
         self._told = text
-        terminal.statement(text)
+        terminal.statement(text, self.console)  # the console of the bars, which move out of its way
 
     def _progress(self, unit: str) -> Progress:
         return Progress(
@@ -145,10 +145,8 @@ class Walk:
         return round(preflight.size(self.url, catalog) * wanted / max(known, 1))
 
     def _validate(self) -> Report:
-        catalog = preflight.catalog_of(self.url, self.migration)
         return self._compared(
-            lambda compared: validate.run(self.migration, self.url, tell=self._tell, compared=compared),
-            rows=preflight.size(self.url, catalog),
+            lambda compared: validate.run(self.migration, self.url, tell=self._tell, compared=compared)
         )
 
     def _switch(self) -> Report:
@@ -156,13 +154,22 @@ class Walk:
 
     def _contract(self) -> Report:
         return self._compared(
-            lambda compared: contract.run(self.migration, self.url, tell=self._tell, compared=compared), rows=None
+            lambda compared: contract.run(self.migration, self.url, tell=self._tell, compared=compared)
         )
 
-    def _compared(self, work: Work, rows: int | None) -> Report:
-        with self._progress("rows compared") as progress:
-            task = progress.add_task("parity", total=rows, speed="")
-            return work(lambda count: progress.advance(task, count))
+    def _compared(self, work: Work) -> Report:
+        """Run what compares old and new, range by range."""
+        ranges = status.read(self.migration, self.url).ranges
+        with self._progress("ranges,") as progress:
+            task = progress.add_task("compare old and new", total=ranges or None, speed="")
+            rows = 0
+
+            def compared(count: int) -> None:
+                nonlocal rows
+                rows += count
+                progress.update(task, advance=1, speed=f"{rows:,} rows")
+
+            return work(compared)
 
 
 @contextmanager

@@ -104,11 +104,11 @@ def _plain(value: object) -> Any:
     return value.isoformat() if isinstance(value, datetime) else str(value)
 
 
-def statement(text: str) -> None:
+def statement(text: str, console: Console | None = None) -> None:
     """A statement that runs, by its first line, or what is being waited for."""
-    console = err()
+    console = console or err()
     line = Text(f"  {text.splitlines()[0] if text else ''}", style="dim")
-    console.print(line, soft_wrap=not console.is_terminal, overflow="ellipsis")
+    console.print(line, no_wrap=True, overflow="ellipsis")
 
 
 def sql(text: str) -> RenderableType:
