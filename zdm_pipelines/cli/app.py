@@ -364,7 +364,7 @@ def rollback_(
         listed = Group(Text(f"{name} is {now}. On the way to {target}:"), *(Text(f"  - {step}") for step in steps))
         terminal.err().print(listed, soft_wrap=True)
         _ask(f"{name} is rolled back to {target}", yes=yes)
-    reached = rollback.run(migration, url, to=target, force=force, tell=terminal.statement)
+    reached = rollback.run(migration, url, to=target, force=force, tell=terminal.statements())
     if json:
         terminal.as_json({"migration": name, "before": now, "state": reached, "undone": steps})
     else:

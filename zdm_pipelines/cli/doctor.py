@@ -192,7 +192,7 @@ def _migration(conn: Connection, migration: Migration) -> Iterator[Finding]:
             f"last at {at:%Y-%m-%d %H:%M:%S %Z}",
             "validate finds the rows; correct them",
         )
-    old = ledger.writers(conn, entry.id, ("old",), within=migration.contract.straggler_window)
+    old = ledger.writers(conn, entry.id, ledger.OLD_SHAPE, within=migration.contract.straggler_window)
     if entry.state in (State.SWITCHED, State.TOMBSTONED):
         yield from (_warning(thing, f"{who}: wrote the old shape", "deploy new code there") for who in old)
 

@@ -36,7 +36,7 @@ class Walk:
 
     def __post_init__(self) -> None:
         self.console: Console = terminal.err()
-        self._told = ""
+        self._tell = terminal.statements(self.console)  # the console of the bars, which move out of its way
 
     def run(self, phases: Sequence[Phase]) -> None:
         """Run phases in order.
@@ -76,13 +76,6 @@ class Walk:
             f" --phase {phase.replace('_', '-')}" if phase not in UNATTENDED else ""
         )
         terminal.note(f"{phase} was stopped: {fact}. To go on: {go_on}")
-
-    def _tell(self, text: str) -> None:
-        """What a phase says while it works: statements by their first line, waiting as it is."""
-        if text == self._told:
-            return
-        self._told = text
-        terminal.statement(text, self.console)  # the console of the bars, which move out of its way
 
     def _progress(self, unit: str) -> Progress:
         return Progress(

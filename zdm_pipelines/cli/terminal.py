@@ -104,11 +104,19 @@ def _plain(value: object) -> Any:
     return value.isoformat() if isinstance(value, datetime) else str(value)
 
 
-def statement(text: str, console: Console | None = None) -> None:
-    """A statement that runs, by its first line, or what is being waited for."""
+def statements(console: Console | None = None) -> Callable[[str], None]:
+    """What a phase is given to tell its statements to: each by its first line, a repeated one once."""
     console = console or err()
-    line = Text(f"  {text.splitlines()[0] if text else ''}", style="dim")
-    console.print(line, no_wrap=True, overflow="ellipsis")
+    last = ""
+
+    def tell(text: str) -> None:
+        nonlocal last
+        if text and text != last:
+            last = text
+            line = Text(f"  {text.splitlines()[0]}", style="dim")
+            console.print(line, no_wrap=True, overflow="ellipsis")
+
+    return tell
 
 
 def sql(text: str) -> RenderableType:
