@@ -392,7 +392,8 @@ def flag(
     if json:
         terminal.as_json({"migration": name, "state": found.state, **asdict(found.flag)})
     else:
-        terminal.out().print(f"{found.flag.name} is at {found.flag.percent} %, {name} is {found.state}", soft_wrap=True)
+        said = f"{found.flag.name} is at {found.flag.percent} %, {name} is {found.state}"
+        terminal.out().print(Text(said), soft_wrap=True)
 
 
 @app.command()

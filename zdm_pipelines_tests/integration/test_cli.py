@@ -17,8 +17,7 @@ import psycopg
 import pytest
 from typer.testing import CliRunner
 
-from zdm_pipelines.cli import app
-from zdm_pipelines.cli.app import Last, Target
+from zdm_pipelines.cli.app import Last, Target, app
 from zdm_pipelines.cli.run import UNATTENDED
 from zdm_pipelines.phases import rollback
 
