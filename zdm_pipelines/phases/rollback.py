@@ -16,10 +16,20 @@ TARGETS = (State.SWITCHED, State.VALIDATED, State.BACKFILLED, State.EXPANDED, St
 _UNDONE_FROM = {
     State.SWITCHED: frozenset({State.TOMBSTONED}),
     State.VALIDATED: frozenset({State.SWITCHED, State.SWITCHING}),
-    # Also from `backfilled` itself: a validate that was killed leaves indexes behind.
-    State.BACKFILLED: frozenset({State.VALIDATED, State.BACKFILLED}),
+    # Also from `backfilled` itself: a validate that was killed leaves indexes behind. And from `backfilling`: rows that
+    # were moved again leave those of an earlier validate.
+    State.BACKFILLED: frozenset({State.VALIDATED, State.BACKFILLED, State.BACKFILLING}),
     State.EXPANDED: frozenset({State.BACKFILLED, State.BACKFILLING}),
     State.ROLLED_BACK: frozenset({State.EXPANDED}),
+}
+_PAST_BACKFILLED = frozenset({State.TOMBSTONED, State.SWITCHED, State.SWITCHING, State.VALIDATED})
+# From where a target lies behind.
+_PAST = {
+    State.SWITCHED: frozenset({State.TOMBSTONED}),
+    State.VALIDATED: frozenset({State.TOMBSTONED, State.SWITCHED, State.SWITCHING}),
+    State.BACKFILLED: _PAST_BACKFILLED,
+    State.EXPANDED: _PAST_BACKFILLED | {State.BACKFILLED, State.BACKFILLING},
+    State.ROLLED_BACK: _PAST_BACKFILLED | {State.BACKFILLED, State.BACKFILLING, State.EXPANDED},
 }
 
 
@@ -47,12 +57,11 @@ def run(migration: Migration, url: str, *, to: State, force: bool = False, tell:
         fact = "is contracted: the old column is gone" if now == State.CONTRACTED else "never began in this database"
         way = "declare a migration the other way round" if now == State.CONTRACTED else "there is nothing to roll back"
         raise StateConflict(migration.name, fact, way)
-    order = [*TARGETS]
-    if now != to and now in order and order.index(now) > order.index(to):
+    if now != to and now not in _PAST[to]:
         raise StateConflict(
             migration.name, f"is {now}, before {to}", "roll back to an earlier state, or run its phases"
         )
-    for target in TARGETS[: order.index(to) + 1]:
+    for target in TARGETS[: TARGETS.index(to) + 1]:
         now = _state(migration, url)
         if now in _UNDONE_FROM[target]:
             undos[target]()

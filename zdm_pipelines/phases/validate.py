@@ -253,9 +253,10 @@ def undo(migration: Migration, url: str, *, tell: locks.Tell = locks.silent) -> 
 
 def _undo(migration: Migration, url: str, tell: locks.Tell) -> None:
     with locks.session(url, migration, purpose="rollback") as conn:
-        entry = ledger.require(conn, migration, ALLOWED, to_do="undo validate")
+        entry = ledger.require(conn, migration, ALLOWED | {State.BACKFILLING}, to_do="undo validate")
         with ledger.transaction(conn):
             ledger.forget_checks(conn, entry.id)
+            ledger.set_flag(conn, entry.id, 0)  # reads that were switched before the proof was void
             if entry.state in _HIGHER:
                 ledger.move(conn, entry, State.BACKFILLED, what="validate undone")
         for step in reversed(bind(migration, entry.catalog, migration_id=entry.id).constrain()):
