@@ -137,6 +137,7 @@ class ReplaceColumnSql:
         return f"""\
 CREATE OR REPLACE FUNCTION {self.function}() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER
   {" ".join(f"SET {s}" for s in dict.fromkeys(settings))} AS $zdm_sync$
+#variable_conflict use_column
 DECLARE
   wrote text;
   failed text;
