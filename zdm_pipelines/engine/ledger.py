@@ -98,6 +98,15 @@ def find(conn: Connection, name: str) -> Entry | None:
     """A migration's row, None when it never left `planned` here."""
     if not exists(conn):
         return None
+    owner = scalar(
+        conn,
+        "SELECT pg_get_userbyid(relowner) FROM pg_class WHERE oid = 'zdm.migration'::regclass "
+        "AND NOT pg_has_role(relowner, 'USAGE')",
+    )
+    if owner is not None:
+        raise MissingPrivilege(
+            "ledger", f"schema zdm belongs to role {owner}", f"connect as {owner}, or GRANT {owner} to our role"
+        )
     rows = query(
         conn,
         "SELECT id, name, state, version, change, catalog, state_since, switched_at, tombstoned_at "
@@ -204,16 +213,23 @@ def move(conn: Connection, entry: Entry, to: State, *, what: str, detail: Mappin
     if to not in TRANSITIONS[entry.state]:
         raise StateConflict(entry.name, f"cannot go from {entry.state} to {to}", _next(entry.state))
     # The times belong to the states: left behind, they go.
-    moved = query(
-        conn,
-        "UPDATE zdm.migration SET state = $1, version = version + 1, state_since = clock_timestamp(), "
-        "switched_at = CASE WHEN $1 = 'switched' AND switched_at IS NULL THEN clock_timestamp() "
-        "  WHEN $1 IN ('switched', 'tombstoned', 'contracted') THEN switched_at END, "
-        "tombstoned_at = CASE WHEN $1 = 'tombstoned' THEN clock_timestamp() "
-        "  WHEN $1 = 'contracted' THEN tombstoned_at END "
-        "WHERE id = $2 AND version = $3 AND state = $4 RETURNING version",
-        [str(to), entry.id, entry.version, str(entry.state)],
-    )
+    try:
+        moved = query(
+            conn,
+            "UPDATE zdm.migration SET state = $1, version = version + 1, state_since = clock_timestamp(), "
+            "switched_at = CASE WHEN $1 = 'switched' AND switched_at IS NULL THEN clock_timestamp() "
+            "  WHEN $1 IN ('switched', 'tombstoned', 'contracted') THEN switched_at END, "
+            "tombstoned_at = CASE WHEN $1 = 'tombstoned' THEN clock_timestamp() "
+            "  WHEN $1 = 'contracted' THEN tombstoned_at END "
+            "WHERE id = $2 AND version = $3 AND state = $4 RETURNING version",
+            [str(to), entry.id, entry.version, str(entry.state)],
+        )
+    except psycopg.errors.UniqueViolation:
+        raise StateConflict(
+            entry.name,
+            f"table {entry.catalog.table} came under another migration meanwhile",
+            "finish or roll back that one first",
+        ) from None
     if not moved:
         raise StateConflict(
             entry.name,

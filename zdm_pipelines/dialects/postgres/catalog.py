@@ -173,7 +173,7 @@ def missing_privileges(conn: Connection, table: TableName) -> list[Problem]:
                 f"CREATE SCHEMA zdm AUTHORIZATION {quote(conn.info.user)}",
             )
         )
-    if has_ledger and not scalar(conn, "SELECT has_schema_privilege('zdm', 'CREATE, USAGE')"):
+    if has_ledger and not scalar(conn, "SELECT has_schema_privilege('zdm', 'CREATE')"):
         found.append(
             Problem(
                 f"role {conn.info.user}",
@@ -189,7 +189,8 @@ def missing_privileges(conn: Connection, table: TableName) -> list[Problem]:
                 f"GRANT TEMPORARY ON DATABASE {quote(database)} TO {quote(conn.info.user)}",
             )
         )
-    if not scalar(conn, "SELECT has_schema_privilege($1, 'CREATE')", [table.schema]):
+    # A schema that does not exist is told with its table.
+    if scalar(conn, "SELECT NOT has_schema_privilege(oid, 'CREATE') FROM pg_namespace WHERE nspname = $1", [table.schema]):
         found.append(
             Problem(
                 f"role {conn.info.user}",
