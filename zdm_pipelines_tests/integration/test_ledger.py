@@ -1,0 +1,260 @@
+"""Ledger: moved by compare-and-set, kept by the database's own constraints, safe for several processes at once."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from itertools import product
+from typing import Any
+
+import psycopg
+import pytest
+
+from zdm_pipelines.dialects.postgres.connection import connected
+from zdm_pipelines.engine import ledger, locks
+from zdm_pipelines.model.errors import MigrationBusy, StateConflict
+from zdm_pipelines.model.states import TRANSITIONS, State
+from zdm_pipelines.phases import backfill, contract, rollback, status, switch_reads, validate
+from zdm_pipelines_tests.helpers import (
+    Background,
+    Worker,
+    at,
+    backfilled,
+    eventually,
+    expanded,
+    one,
+    people,
+    ranges,
+    replaced,
+    sql,
+    state,
+    walk,
+)
+
+M = replaced(backfill={"range_rows": 100, "batch_rows": 50})
+
+
+@pytest.fixture
+def url(database: str) -> str:
+    people(database, 300)
+    return database
+
+
+def test_two_processes_expand_at_once(url: str) -> None:
+    workers = [Worker("expand", M, url) for _ in range(3)]
+    assert [w.end()[0] for w in workers] == [False] * 3
+    assert state(M, url) == State.EXPANDED
+    assert sql(url, "SELECT what, count(*) FROM zdm.event GROUP BY 1") == [("expanded", 1)]
+    assert len(ranges(M, url)) == 3
+
+
+def test_two_processes_run_every_phase_at_once(url: str) -> None:
+    for phase, target in (
+        ("expand", State.EXPANDED), ("backfill", State.BACKFILLED), ("validate", State.VALIDATED),
+        ("switch_reads", State.SWITCHED),
+    ):  # fmt: skip
+        for worker in [Worker(phase, M, url) for _ in range(2)]:
+            worker.end()
+        assert state(M, url) == target
+    assert one(url, "SELECT sum(rows) FROM zdm.range") == 300
+
+
+def test_a_second_migration_on_the_same_table(url: str) -> None:
+    expanded(M, url)
+    other = replaced(name="people_note", old="note", new={"name": "remark", "type": "text"}, up="note", down="remark")
+    with pytest.raises(StateConflict, match=r"under migration people_display_name \(expanded\)"):
+        expanded(other, url)
+    assert one(url, "SELECT count(*) FROM pg_attribute WHERE attname = 'remark'") == 0
+    rollback.run(M, url, to=State.ROLLED_BACK)
+    expanded(other, url)
+    with pytest.raises(StateConflict, match="under migration people_note"):
+        expanded(M, url)
+
+
+def test_the_database_itself_refuses_a_second_one(url: str) -> None:
+    expanded(M, url)
+    with pytest.raises(psycopg.errors.UniqueViolation, match="migration_one_active_per_table"):
+        sql(
+            url,
+            "INSERT INTO zdm.migration (name, table_oid, table_name, change, catalog, state) "
+            "SELECT 'other', table_oid, table_name, change, catalog, 'expanded' FROM zdm.migration",
+        )
+
+
+def test_two_migrations_expand_on_one_table_at_once(url: str) -> None:
+    other = replaced(name="people_note", old="note", new={"name": "remark", "type": "text"}, up="note", down="remark")
+    with ThreadPoolExecutor(2) as pool:
+        first, second = pool.submit(expanded, M, url), pool.submit(expanded, other, url)
+        errors = [f.exception() for f in (first, second)]
+    assert [e is None for e in errors].count(True) == 1
+    lost = next(e for e in errors if e is not None)
+    assert isinstance(lost, StateConflict), repr(lost)
+    assert one(url, "SELECT count(*) FROM zdm.migration WHERE state = 'expanded'") == 1
+    new = "SELECT count(*) FROM pg_attribute WHERE attrelid = 'people'::regclass AND attname IN ('remark', 'display_name')"
+    assert one(url, new) == 1
+
+
+def test_compare_and_set(url: str) -> None:
+    expanded(M, url)
+    with connected(url, purpose="test") as conn:
+        entry = ledger.find(conn, M.name)
+        assert entry is not None
+        moved = ledger.move(conn, entry, State.BACKFILLING, what="first")
+        assert moved.version == entry.version + 1
+        with pytest.raises(StateConflict, match="by somebody else"):
+            ledger.move(conn, entry, State.BACKFILLED, what="second, from what it read before")
+        assert state(M, url) == State.BACKFILLING
+        assert one(url, "SELECT count(*) FROM zdm.event WHERE what LIKE 'second%%'") == 0
+
+
+@pytest.mark.parametrize(("start", "to"), [p for p in product(State, State) if p[1] not in TRANSITIONS[p[0]]])
+def test_only_declared_transitions(start: State, to: State) -> None:
+    entry: Any = ledger.Entry(
+        id=1, name="m", state=start, version=1, change={}, catalog=None, state_since=None, switched_at=None,  # type: ignore[arg-type]
+        tombstoned_at=None,
+    )  # fmt: skip
+    with pytest.raises(StateConflict, match=f"cannot go from {start} to {to}"):
+        ledger.move(None, entry, to, what="planted")  # type: ignore[arg-type]
+
+
+def test_events_are_append_only(url: str) -> None:
+    walk(M, url, State.VALIDATED)
+    for statement in ("UPDATE zdm.event SET what = 'x'", "DELETE FROM zdm.event", "TRUNCATE zdm.event"):
+        with pytest.raises(psycopg.errors.RaiseException, match="append-only"):
+            sql(url, statement)
+    moves = sql(url, "SELECT from_state, to_state FROM zdm.event WHERE to_state IS NOT NULL ORDER BY id")
+    assert moves == [("planned", "expanded"), ("expanded", "backfilling"), ("backfilling", "backfilled"), ("backfilled", "validated")]
+    assert all("postgres via zdm people_display_name" in a for (a,) in sql(url, "SELECT actor FROM zdm.event"))
+
+
+def test_events_survive_a_rollback(url: str) -> None:
+    expanded(M, url)
+    rollback.run(M, url, to=State.ROLLED_BACK)
+    expanded(M, url)
+    assert [e.split(" by ")[0][20:] for e in status.read(M, url).events] == [
+        "expanded (rolled_back → expanded)", "rolled back (expanded → rolled_back)", "expanded (planned → expanded)",
+    ]  # fmt: skip
+
+
+def test_two_runs_of_the_same_range(url: str) -> None:
+    """The second waits for the first and then finds nothing to do; no row is moved twice."""
+    expanded(M, url)
+    key = ranges(M, url)[1].range.partition
+    entered = threading.Event()
+
+    def slowly(_: Any) -> None:
+        entered.set()
+        threading.Event().wait(0.5)
+
+    first = Background(lambda: backfilled(M, url, partitions=[key], batch=slowly))
+    assert entered.wait(30)
+    second = backfilled(M, url, partitions=[key])
+    assert sum(r.rows for r in first.result()) == 100
+    assert [(r.rows, r.already, r.done) for r in second] == [(0, 100, True)]
+    assert one(url, "SELECT rows FROM zdm.range WHERE ordinal = 2") == 100
+
+
+def test_a_range_that_another_run_keeps(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    expanded(M, url)
+    monkeypatch.setattr(locks, "BUSY_SECONDS", 0.3)
+    monkeypatch.setattr(locks.take, "__kwdefaults__", {"shared": False, "wait": 0.3})
+    with connected(url, purpose="other run") as conn:
+        (identity,) = sql(url, "SELECT id FROM zdm.migration")[0]
+        assert locks.take(conn, f"zdm:range:{identity}:1")
+        with pytest.raises(MigrationBusy, match="000001-from-start"):
+            backfilled(M, url, partitions=["000001-from-start"])
+
+
+def test_max_parallel_holds_over_all_runs(url: str) -> None:
+    m = replaced(backfill={"range_rows": 50, "batch_rows": 25, "max_parallel": 2})
+    expanded(m, url)
+    keys = [r.range.partition for r in ranges(m, url)]
+    assert len(keys) == 6
+    working: set[str] = set()
+    most, lock = 0, threading.Lock()
+
+    def slowly(moved: backfill.Moved) -> None:
+        nonlocal most
+        with lock:
+            working.add(moved.partition)
+            held = one(
+                url,
+                "SELECT count(*) FROM pg_locks l JOIN (SELECT hashtextextended('zdm:slot:' || m.id || ':' || n, 0) AS h "
+                "FROM zdm.migration m, generate_series(0, 31) n) s ON ((l.classid::bigint << 32) | l.objid::bigint) = s.h "
+                "WHERE l.locktype = 'advisory' AND l.granted",
+            )
+            most = max(most, held)
+        threading.Event().wait(0.1)
+
+    runs = [Background(lambda part=part: backfilled(m, url, partitions=part, batch=slowly)) for part in (keys[::2], keys[1::2])]
+    for run in runs:
+        run.result()
+    assert working == set(keys)
+    assert most == 2
+
+
+def test_a_phase_while_a_range_is_moved(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(locks.take, "__kwdefaults__", {"shared": False, "wait": 0.3})
+    expanded(M, url)
+    go_on = threading.Event()
+    job = Background(lambda: backfilled(M, url, batch=lambda _: go_on.wait(30)))
+    eventually(lambda: state(M, url) == State.BACKFILLING)
+    calls: list[Callable[[], Any]] = [
+        lambda: validate.run(M, url),
+        lambda: contract.run(M, url),
+        lambda: rollback.run(M, url, to=State.EXPANDED),
+        lambda: switch_reads.run(M, url),
+    ]
+    for call in calls:
+        with pytest.raises(MigrationBusy, match="is being worked on by zdm people_display_name range"):
+            call()
+    go_on.set()
+    job.result()
+    assert state(M, url) == State.BACKFILLED
+
+
+def test_a_ledger_from_a_newer_version(url: str) -> None:
+    expanded(M, url)
+    rollback.run(M, url, to=State.ROLLED_BACK)
+    sql(url, "UPDATE zdm.schema_version SET version_num = '9999'")
+    with pytest.raises(StateConflict, match="upgrade zdm_pipelines"):
+        expanded(M, url)
+    assert state(M, url) == State.ROLLED_BACK
+
+
+def test_another_declaration(url: str) -> None:
+    expanded(M, url)
+    other = replaced(up="'m:' || full_name")
+    for call in (lambda: backfilled(other, url), lambda: expanded(other, url), lambda: rollback.run(other, url, to=State.ROLLED_BACK)):
+        with pytest.raises(StateConflict, match="another declaration of up"):
+            call()
+    assert state(M, url) == State.EXPANDED
+    assert one(url, "SELECT count(display_name) FROM people") == 0
+
+
+def test_a_flag_of_another_migration(url: str) -> None:
+    sql(url, "CREATE TABLE pets (id int PRIMARY KEY, full_name text)")
+    expanded(replaced(reads={"flag": "shared"}), url)
+    with pytest.raises(StateConflict, match="flag shared"):
+        expanded(replaced(name="pets_name", table="pets", reads={"flag": "shared"}), url)
+    assert one(url, "SELECT count(*) FROM pg_attribute WHERE attrelid = 'pets'::regclass AND attname = 'display_name'") == 0
+
+
+@pytest.mark.parametrize("where", list(State))
+def test_phases_say_what_to_run_first(url: str, where: State) -> None:
+    """In a state where a phase cannot run, it changes nothing and names the way out."""
+    at(M, url, where)
+    calls = {
+        "expand": (lambda: expanded(M, url), {State.TOMBSTONED, State.CONTRACTED}),
+        "backfill": (lambda: backfilled(M, url), {State.PLANNED, State.ROLLED_BACK, State.TOMBSTONED, State.CONTRACTED}),
+        "validate": (lambda: validate.run(M, url), {State.PLANNED, State.ROLLED_BACK, State.EXPANDED, State.BACKFILLING,
+                                                   State.TOMBSTONED, State.CONTRACTED}),
+        "switch": (lambda: switch_reads.run(M, url), {State.PLANNED, State.ROLLED_BACK, State.EXPANDED, State.BACKFILLING,
+                                                      State.BACKFILLED, State.TOMBSTONED, State.CONTRACTED}),
+    }  # fmt: skip
+    for call, refused in calls.values():
+        if where in refused:
+            with pytest.raises(StateConflict, match=f"is {where}"):
+                call()
+            assert state(M, url) == where
