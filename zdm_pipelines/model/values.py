@@ -51,6 +51,13 @@ class Step:
     )
     in_transaction: bool = True  # CONCURRENTLY must stand alone
 
+    def undoing(self) -> Step:
+        """The step that takes this one back; only for steps that have an undo."""
+        reason = f"takes back: {self.name}"
+        return Step(
+            name=f"undo {self.name}", sql=self.undo, reason=reason, lock=self.lock, in_transaction=self.in_transaction
+        )
+
 
 @dataclass(frozen=True, kw_only=True)
 class Column:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import queue
 import threading
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+
+import psycopg
 
 from zdm_pipelines.changes import bind
 from zdm_pipelines.dialects.postgres.connection import Connection, connected
@@ -234,14 +237,19 @@ class _Job:
         """One of `max_parallel` places of this migration, over all runs and machines."""
         names = [f"zdm:slot:{self.entry.id}:{n}" for n in range(self.migration.backfill.max_parallel)]
         told = False
-        while not any(locks.take(conn, name, wait=0) for name in names):
+        while (had := next((name for name in names if locks.take(conn, name, wait=0)), None)) is None:
             if self.stop.is_set():
                 raise _Stopped
             if not told:
                 self.tell(f"waiting for one of {len(names)} places (backfill.max_parallel)")
                 told = True
             time.sleep(0.2)
-        yield  # given back with the session
+        try:
+            yield
+        finally:
+            # The session gives it back too, but a moment after it was closed.
+            with contextlib.suppress(psycopg.Error):
+                locks.leave(conn, had)
 
 
 def undo(migration: Migration, url: str, *, tell: locks.Tell = locks.silent) -> None:

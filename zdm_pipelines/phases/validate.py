@@ -69,21 +69,17 @@ def _run(migration: Migration, url: str, tell: locks.Tell, compared: Callable[[i
     begun = time.monotonic()
     done: list[str] = []
 
-    def note(text: str) -> None:
-        tell(text)
-        done.append(text)
-
     with locks.session(url, migration, purpose="validate") as conn:
         entry = ledger.require(conn, migration, ALLOWED, to_do="be validated")
         change = bind(migration, entry.catalog, migration_id=entry.id)
         known = ranges.progress(conn, entry.id)
         verdict = parity.compare(conn, migration.name, change, [r.range for r in known], tell=compared)
-        note(change.compare(None, None)[0])
+        done.append(change.compare(None, None)[0])
         complete = _complete(conn, change, known)
         checks = [_parity_check(verdict), complete]
         retries = 0
         if all(c.passed for c in checks):
-            constraints, retries = _constrain(conn, migration, entry, change, note, tell)
+            constraints, retries = _constrain(conn, migration, entry, change, tell, done)
             checks.append(constraints)
             query(conn, _analyze(entry.catalog).sql)
         else:
@@ -171,8 +167,8 @@ def _constrain(
     migration: Migration,
     entry: ledger.Entry,
     change: Change,
-    note: locks.Tell,
     tell: locks.Tell,
+    done: list[str],
 ) -> tuple[Check, int]:
     """Run the steps that are not done; a step that the data refuses is taken back at once, for it binds writers."""
     name = "constraints_valid"
@@ -192,21 +188,9 @@ def _constrain(
         except (errors.IntegrityError, errors.DataError, errors.ProgramLimitExceeded) as error:
             for taken in reversed([s for s in begun if s.undo]):
                 with contextlib.suppress(psycopg.Error):
-                    _run_step(
-                        conn,
-                        migration,
-                        entry,
-                        Step(
-                            name=taken.name,
-                            sql=taken.undo,
-                            reason="",
-                            lock=taken.lock,
-                            in_transaction=taken.in_transaction,
-                        ),
-                        tell,
-                    )
+                    _run_step(conn, migration, entry, taken.undoing(), tell)
             return Check(name=name, passed=False, summary=f"{step.name}: {safe(error)}"), retries
-        note(step.sql)
+        done.append(step.sql)
     return Check(
         name=name,
         passed=True,
@@ -261,12 +245,4 @@ def _undo(migration: Migration, url: str, tell: locks.Tell) -> None:
                 ledger.move(conn, entry, State.BACKFILLED, what="validate undone")
         for step in reversed(bind(migration, entry.catalog, migration_id=entry.id).constrain()):
             if step.undo:
-                undone = Step(
-                    name=f"undo {step.name}",
-                    sql=step.undo,
-                    reason="",
-                    lock=step.lock,
-                    in_transaction=step.in_transaction,
-                )
-                _run_step(conn, migration, entry, undone, tell)
-                tell(step.undo)
+                _run_step(conn, migration, entry, step.undoing(), tell)

@@ -190,7 +190,8 @@ def missing_privileges(conn: Connection, table: TableName) -> list[Problem]:
             )
         )
     # A schema that does not exist is told with its table.
-    if scalar(conn, "SELECT NOT has_schema_privilege(oid, 'CREATE') FROM pg_namespace WHERE nspname = $1", [table.schema]):
+    may_create = "SELECT has_schema_privilege(oid, 'CREATE') FROM pg_namespace WHERE nspname = $1"
+    if scalar(conn, may_create, [table.schema]) is False:
         found.append(
             Problem(
                 f"role {conn.info.user}",
