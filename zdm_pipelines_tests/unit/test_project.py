@@ -15,6 +15,7 @@ from pydantic.fields import FieldInfo
 from zdm_pipelines import project
 from zdm_pipelines.model.errors import SpecError
 from zdm_pipelines.model.migration import Database, Migration
+from zdm_pipelines.project import declarations
 
 GOOD = """\
 type: zdm_pipelines.Database
@@ -238,7 +239,7 @@ def table(model: type[BaseModel], *, defaults: object = None, prefix: str = "") 
     """Rows of the reference: key, default, bounds, meaning."""
     rows = []
     for name, field in model.model_fields.items():
-        inside = list(project._models(field.annotation))
+        inside = list(declarations._models(field.annotation))
         within = getattr(defaults, name, None) if defaults is not None else None
         if not inside:
             meaning = (field.description or "").replace("|", "\\|").replace("<", "&lt;")

@@ -1,15 +1,9 @@
-"""Project: which migrations and databases a `defs` folder declares, read without Dagster.
-
-Every mistake is told with its file and line, all of them at once; a mistake in one declaration does not hide the
-others, so that a rollback stays possible while somebody else's file is broken.
-"""
+"""Declarations: one `defs.yaml`, each mistake told with its line."""
 
 from __future__ import annotations
 
 import difflib
-import os
 import re
-import tomllib
 import typing
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -21,9 +15,7 @@ from pydantic import BaseModel, ValidationError
 
 from zdm_pipelines.model.errors import SpecError
 from zdm_pipelines.model.migration import Database, Migration
-
-FILE = "defs.yaml"
-VARIABLE = "ZDM_DEFS"
+from zdm_pipelines.project.folder import shown
 
 _TYPES: dict[str, type[Migration] | type[Database]] = {
     f"zdm_pipelines.{room}{name}": model
@@ -34,15 +26,6 @@ _TYPES: dict[str, type[Migration] | type[Database]] = {
 _DOCUMENT_KEYS = ("type", "attributes", "template_vars_module", "requirements", "post_processing")
 
 
-class ProjectError(SpecError):
-    """Everything that is wrong in a `defs` folder; each finding is in `problems`."""
-
-    def __init__(self, problems: Sequence[SpecError]) -> None:
-        first = problems[0]
-        super().__init__(first.thing, first.fact, "\n".join([first.way_out, *(f"also {p}" for p in problems[1:])]))
-        self.problems = tuple(problems)
-
-
 @dataclass(frozen=True, kw_only=True)
 class Place:
     """Where something is declared."""
@@ -51,187 +34,10 @@ class Place:
     line: int  # of the document's type
 
     def __str__(self) -> str:
-        return f"{_shown(self.file)}:{self.line}"
+        return f"{shown(self.file)}:{self.line}"
 
 
-@dataclass(frozen=True, kw_only=True)
-class Project:
-    """What a `defs` folder declares."""
-
-    folder: Path
-    migrations: Mapping[str, Migration]
-    databases: Mapping[str, Database]
-    places: Mapping[str, Place]  # of migrations, by name
-    problems: tuple[SpecError, ...]  # declarations that are left out, and why
-
-    def migration(self, name: str) -> Migration:
-        """The migration of that name.
-
-        Raises:
-            SpecError: there is none, or its declaration is wrong.
-        """
-        if (found := self.migrations.get(name)) is not None:
-            return found
-        mine = [p for p in self.problems if name in p.thing] or list(self.problems)
-        if mine:
-            raise ProjectError(mine)
-        close = difflib.get_close_matches(name, self.migrations, n=3)
-        known = f"did you mean {' or '.join(close)}?" if close else f"declared: {', '.join(self.migrations) or 'none'}"
-        raise SpecError(f"migration {name}", f"is not declared below {_shown(self.folder)}", known)
-
-    def url(self, migration: Migration) -> str:
-        """The URL of a migration's database, from the environment.
-
-        Raises:
-            SpecError: the variable is not set.
-        """
-        return self.databases[migration.database].url()
-
-    def require_sound(self) -> None:
-        """Insist that every declaration can be meant.
-
-        Raises:
-            ProjectError: with everything that is wrong.
-        """
-        if self.problems:
-            raise ProjectError(self.problems)
-
-
-# -- finding the folder -----------------------------------------------------------------------------------------------
-
-
-def find(given: Path | None = None, *, start: Path | None = None) -> Path:
-    """The `defs` folder: as given, as ZDM_DEFS says, of the project around `start`, or ./defs.
-
-    Args:
-        given: the command line's word, if any.
-        start: where to look from; default: the working directory.
-
-    Raises:
-        SpecError: there is none.
-    """
-    start = (start or Path.cwd()).absolute()
-    for source, said in (("--defs", given), (VARIABLE, os.environ.get(VARIABLE))):
-        if said:
-            folder = start / said
-            if not folder.is_dir():
-                raise SpecError(f"{source} {said}", "is no folder", f"name the folder that holds your {FILE} files")
-            return folder
-    if (root := root_of(start)) is not None:
-        return _defs_of(root)
-    if (start / "defs").is_dir():
-        return start / "defs"
-    raise SpecError(
-        str(start),
-        "no pyproject.toml with [tool.dg.project] here or above, and no folder defs",
-        f"run it inside the project, or name the folder with --defs or {VARIABLE}",
-    )
-
-
-def root_of(start: Path) -> Path | None:
-    """The nearest folder, upwards, whose pyproject.toml is a Dagster project's."""
-    return next((folder for folder in (start, *start.parents) if _dg_table(folder) is not None), None)
-
-
-def root_module(root: Path) -> str | None:
-    """The Python package of a Dagster project."""
-    module = (_dg_table(root) or {}).get("root_module")
-    return module if isinstance(module, str) else None
-
-
-def _dg_table(folder: Path) -> dict[str, Any] | None:
-    place = folder / "pyproject.toml"
-    try:
-        read = tomllib.loads(place.read_text(encoding="utf-8"))
-    except OSError:
-        return None
-    except tomllib.TOMLDecodeError as error:
-        raise SpecError(_shown(place), f"is no TOML ({error})", "correct it, or use --defs") from None
-    table = read.get("tool", {}).get("dg", {}).get("project")
-    return table if isinstance(table, dict) else None
-
-
-def _defs_of(root: Path) -> Path:
-    table = _dg_table(root) or {}
-    module = table.get("defs_module") or f"{table.get('root_module', '')}.defs"
-    places = [base.joinpath(*str(module).split(".")) for base in (root, root / "src")]
-    for place in places:
-        if place.is_dir():
-            return place
-    raise SpecError(
-        f"{_shown(root / 'pyproject.toml')} [tool.dg.project]",
-        f"its definitions would be in {_shown(places[0])}, which is no folder",
-        "create it, or correct root_module or defs_module",
-    )
-
-
-# -- reading ----------------------------------------------------------------------------------------------------------
-
-
-def read(folder: Path) -> Project:
-    """Read every `defs.yaml` below a folder; what is wrong is in `problems`."""
-    found: list[tuple[Place, Migration | Database]] = []
-    problems: list[SpecError] = []
-    broken: set[str] = set()  # databases whose declaration is wrong: migrations that name them are not to blame
-    for file in sorted(folder.rglob(FILE)):
-        for outcome in _File(file).declarations():
-            if isinstance(outcome, SpecError):
-                problems.append(outcome)
-            elif isinstance(outcome, str):
-                broken.add(outcome)
-            else:
-                found.append(outcome)
-    databases = _by_name([(p, d) for p, d in found if isinstance(d, Database)], "database", problems)
-    migrations = _by_name([(p, m) for p, m in found if isinstance(m, Migration)], "migration", problems)
-    for name, (place, migration) in list(migrations.items()):
-        if migration.database not in databases:
-            del migrations[name]
-            if migration.database not in broken:
-                problems.append(_undeclared(place, migration, list(databases)))
-    return Project(
-        folder=folder,
-        migrations={name: migration for name, (_, migration) in sorted(migrations.items())},
-        databases={name: database for name, (_, database) in sorted(databases.items())},
-        places={name: place for name, (place, _) in migrations.items()},
-        problems=tuple(problems),
-    )
-
-
-def _undeclared(place: Place, migration: Migration, databases: list[str]) -> SpecError:
-    close = difflib.get_close_matches(migration.database, databases, n=1)
-    hint = f"did you mean {close[0]}? " if close else f"declared: {', '.join(databases)}. " if databases else ""
-    return SpecError(
-        f"{place} migration {migration.name}",
-        f"names database {migration.database}, which no {FILE} declares",
-        f"{hint}Declare it with type zdm_pipelines.Database and attributes name: {migration.database}",
-    )
-
-
-_Model = typing.TypeVar("_Model", Migration, Database)
-
-
-def _by_name(
-    found: list[tuple[Place, _Model]], what: str, problems: list[SpecError]
-) -> dict[str, tuple[Place, _Model]]:
-    """Those with a name of their own; where two share one, none can be meant."""
-    kept: dict[str, tuple[Place, _Model]] = {}
-    twice: set[str] = set()
-    for place, one in found:
-        if one.name in kept:
-            twice.add(one.name)
-            problems.append(
-                SpecError(
-                    f"{place} {what} {one.name}",
-                    f"is declared at {kept[one.name][0]} too",
-                    "give each a name of its own",
-                )
-            )
-        else:
-            kept[one.name] = (place, one)
-    return {name: one for name, one in kept.items() if name not in twice}
-
-
-class _File:
+class DefsFile:
     """One `defs.yaml`, with the lines of everything in it."""
 
     def __init__(self, file: Path) -> None:
@@ -242,7 +48,7 @@ class _File:
         try:
             loader = yaml.SafeLoader(self.file.read_text(encoding="utf-8"))
         except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-            yield SpecError(_shown(self.file), f"cannot be read ({error})", "write it as UTF-8 text")
+            yield SpecError(shown(self.file), f"cannot be read ({error})", "write it as UTF-8 text")
             return
         while True:
             try:
@@ -259,13 +65,13 @@ class _File:
         mark = error.problem_mark or error.context_mark
         context = f"{error.context}, " if error.context else ""
         return SpecError(
-            f"{_shown(self.file)}:{mark.line + 1 if mark else 1}",
+            f"{shown(self.file)}:{mark.line + 1 if mark else 1}",
             f"is no YAML: {context}{error.problem or 'unreadable'}",
             "look at the indentation, the colons and the quotes there; text that begins with a quote, { or * is quoted",
         )
 
     def _at(self, node: yaml.Node, thing: str) -> str:
-        return f"{_shown(self.file)}:{node.start_mark.line + 1}{thing and f' {thing}'}"
+        return f"{shown(self.file)}:{node.start_mark.line + 1}{thing and f' {thing}'}"
 
     def _document(
         self, loader: yaml.SafeLoader, node: yaml.Node
@@ -439,11 +245,3 @@ def _pair(key: str, value: object) -> str:
 
 def _lower(message: str) -> str:
     return message[:1].lower() + message[1:]
-
-
-def _shown(path: Path) -> str:
-    """A path as short as it can be told."""
-    try:
-        return str(path.relative_to(Path.cwd()))
-    except ValueError:
-        return str(path)
