@@ -1,0 +1,67 @@
+"""Names, durations and states: the model's own rules."""
+
+from __future__ import annotations
+
+import pytest
+
+from zdm_pipelines.model.migration import seconds
+from zdm_pipelines.model.names import NAME_BYTES, TableName, fitted, quote
+from zdm_pipelines.model.states import ACTIVE, BEFORE, TRANSITIONS, State
+
+
+@pytest.mark.parametrize(
+    ("text", "schema", "name"),
+    [
+        ("people", "public", "people"),
+        ("app.people", "app", "people"),
+        (' "Order Items"."weird ""name""" ', "Order Items", 'weird "name"'),
+        ('"a.b"."c.d"', "a.b", "c.d"),
+        ("Order Items.x y", "Order Items", "x y"),
+        ("tabelle_ü", "public", "tabelle_ü"),
+    ],
+)
+def test_table_names(text: str, schema: str, name: str) -> None:
+    parsed = TableName.parse(text)
+    assert (parsed.schema, parsed.name) == (schema, name)
+    assert parsed == TableName.parse(str(parsed)) == TableName.parse(parsed.sql)
+
+
+@pytest.mark.parametrize("text", ["", ".", "a.", ".a", "a.b.c", '"a', 'a"b', '""', "   "])
+def test_no_table_names(text: str) -> None:
+    with pytest.raises(ValueError, match="is not a table name"):
+        TableName.parse(text)
+
+
+def test_quote() -> None:
+    assert quote('a"b') == '"a""b"'
+
+
+@pytest.mark.parametrize("name", ["x" * 63, "x" * 64, "ü" * 32, "🙂" * 40])
+def test_fitted(name: str) -> None:
+    assert len(fitted(name).encode()) <= NAME_BYTES
+    assert fitted(name) == fitted(name)
+    assert (fitted(name) == name) == (len(name.encode()) <= NAME_BYTES)
+    assert fitted(name + "a") != fitted(name + "b")
+
+
+@pytest.mark.parametrize(
+    ("text", "value"), [("250ms", 0.25), ("5s", 5), ("1.5m", 90), ("25h", 90_000), ("7d", 604_800), (" 1 s ", 1), ("0s", 0)]
+)
+def test_durations(text: str, value: float) -> None:
+    assert seconds(text) == value
+
+
+@pytest.mark.parametrize("text", ["", "5", "s", "-1s", "5 weeks", "1s2", "1e3s", 5, None, True])
+def test_no_durations(text: object) -> None:
+    with pytest.raises(ValueError, match="is not a duration"):
+        seconds(text)
+
+
+def test_states() -> None:
+    assert set(TRANSITIONS) == set(State)
+    assert TRANSITIONS[State.CONTRACTED] == frozenset()
+    assert {s for s in State if State.CONTRACTED in TRANSITIONS[s]} == {State.TOMBSTONED}
+    assert {s for s in State if State.TOMBSTONED in TRANSITIONS[s]} == {State.SWITCHED}
+    assert State.TOMBSTONED not in {s for s in State if State.ROLLED_BACK in TRANSITIONS[s]}
+    assert set(State) - ACTIVE == {State.PLANNED, State.CONTRACTED, State.ROLLED_BACK}
+    assert all(before in State for before in BEFORE.values())
