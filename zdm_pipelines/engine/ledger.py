@@ -16,6 +16,7 @@ from alembic.config import Config
 from alembic.script import ScriptDirectory
 from pydantic import TypeAdapter
 from sqlalchemy import create_engine, text
+from sqlalchemy.exc import DBAPIError
 from sqlalchemy.pool import NullPool
 
 from zdm_pipelines.dialects.postgres.connection import Connection, query, scalar
@@ -69,6 +70,15 @@ def ensure(url: str) -> None:
         MissingPrivilege: the role may not create the schema.
         StateConflict: the ledger was made by a newer version of this software.
     """
+    try:
+        _upgrade(url)
+    except DBAPIError as error:
+        if isinstance(error.orig, psycopg.Error):  # so that a lost database is known as such
+            raise error.orig from None
+        raise
+
+
+def _upgrade(url: str) -> None:
     head = ScriptDirectory.from_config(_alembic()).get_current_head()
     engine = create_engine("postgresql+psycopg://", creator=lambda: psycopg.connect(url), poolclass=NullPool)
     with engine.begin() as connection:
