@@ -13,10 +13,11 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, LiteralString, cast
+from typing import Any
 
 import psycopg
 
+from zdm_pipelines.engine.batches import Moved
 from zdm_pipelines.model.migration import Migration
 from zdm_pipelines.model.states import State
 from zdm_pipelines.model.values import RangeProgress, Report
@@ -35,7 +36,7 @@ ANALYZE public.people;
 def sql(url: str, statement: str, *params: Any) -> list[tuple[Any, ...]]:
     """Run a statement (or, without parameters, several) in autocommit and return its rows."""
     with psycopg.connect(url, autocommit=True) as connection:
-        cursor = connection.execute(cast(LiteralString, statement), params or None)
+        cursor = connection.execute(statement, params or None)
         return cursor.fetchall() if cursor.description else []
 
 
@@ -89,7 +90,7 @@ def expanded(m: Migration, url: str) -> Report:
     return expand.run(m, url, look=preflight.look)
 
 
-def backfilled(m: Migration, url: str, **options: Any) -> list[backfill.Moved]:
+def backfilled(m: Migration, url: str, **options: Any) -> list[Moved]:
     """Run backfill to its end."""
     return list(backfill.run(m, url, **options))
 
@@ -178,7 +179,7 @@ def holding(url: str, *statements: str, name: str = "the holder") -> Iterator[ps
     """A transaction that has run these statements and stays open."""
     with psycopg.connect(url, application_name=name) as connection:
         for statement in statements:
-            connection.execute(cast(LiteralString, statement))
+            connection.execute(statement)
         yield connection
         connection.rollback()
 
@@ -234,7 +235,7 @@ class Probe(threading.Thread):
                 for statement in self._statements:
                     begun = time.monotonic()
                     try:
-                        connection.execute(cast(LiteralString, statement))
+                        connection.execute(statement)
                     except psycopg.Error as error:
                         self.errors.append(str(error))
                     self.longest = max(self.longest, time.monotonic() - begun)
@@ -336,7 +337,7 @@ def _work(order: dict[str, Any]) -> None:
             os.kill(os.getpid(), signal.SIGKILL)
         return result
 
-    psycopg.Cursor.execute = counted  # type: ignore[assignment,method-assign]
+    psycopg.Cursor.execute = counted  # type: ignore[method-assign]
     _run_phase(order["phase"], Migration.model_validate(order["migration"]), order["url"])
     print(f"done {count}", flush=True)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 import threading
-from typing import Any, LiteralString, cast
+from typing import Any
 
 import psycopg
 import pytest
@@ -85,7 +85,7 @@ class Application(threading.Thread):
         self.pause.wait(0.02)
 
     def _do(self, statement: str, *params: Any) -> int:
-        return self._connected().execute(cast(LiteralString, statement), params).rowcount
+        return self._connected().execute(statement, params).rowcount
 
     def _write(self, key: int) -> None:
         self._look(key)
@@ -97,9 +97,7 @@ class Application(threading.Thread):
             fresh = (self.number + 1) * 1_000_000 + self.writes
             self.expected[fresh] = {None, value}
             names, values = self._columns(value)
-            self._do(
-                f"INSERT INTO people (id, {', '.join(names)}) VALUES (%s{', %s' * len(values)})", fresh, *values
-            )
+            self._do(f"INSERT INTO people (id, {', '.join(names)}) VALUES (%s{', %s' * len(values)})", fresh, *values)
             self.expected[fresh] = {value}
         elif chance < 0.3:
             self.expected[key] = before | {None}
@@ -128,9 +126,7 @@ class Application(threading.Thread):
         """What it reads must be what it wrote, in every shape that is there."""
         read = {"old": "full_name", "new": "substr(display_name, 3)"}
         for shape in set(self.shapes) & set(read):
-            rows = self._connected().execute(
-                cast(LiteralString, f"SELECT {read[shape]} FROM people WHERE id = %s"), [key]
-            )
+            rows = self._connected().execute(f"SELECT {read[shape]} FROM people WHERE id = %s", [key])
             found = next((r[0] for r in rows.fetchall()), None)
             unmoved = shape == "new" and found is None
             if found not in self.expected[key] and not unmoved:

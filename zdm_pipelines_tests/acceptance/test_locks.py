@@ -184,7 +184,10 @@ def test_backfill_names_what_it_could_not_have(url: str) -> None:
 def test_backfill_gives_up_on_a_table_lock(url: str) -> None:
     m = declared(locks={"timeout": "50ms", "give_up_after": "100ms"})
     expanded(m, url)
-    with holding(url, "LOCK TABLE people IN SHARE MODE", name="old way"), pytest.raises(LockNotAcquired, match="old way"):
+    with (
+        holding(url, "LOCK TABLE people IN SHARE MODE", name="old way"),
+        pytest.raises(LockNotAcquired, match="old way"),
+    ):
         backfilled(m, url)
     assert one(url, "SELECT count(display_name) FROM people") == 0
     assert sum(r.rows for r in backfilled(m, url)) == 500

@@ -8,12 +8,24 @@ from typing import Any
 
 import psycopg
 import pytest
+from alembic import command
 
 from zdm_pipelines.engine import ledger
 from zdm_pipelines.model.errors import DatabaseUnreachable
 from zdm_pipelines.model.states import State
 from zdm_pipelines.sandbox.server import Server
-from zdm_pipelines_tests.helpers import Background, backfilled, eventually, expanded, one, people, replaced, sql, state, walk
+from zdm_pipelines_tests.helpers import (
+    Background,
+    backfilled,
+    eventually,
+    expanded,
+    one,
+    people,
+    replaced,
+    sql,
+    state,
+    walk,
+)
 
 
 def away(server: Server, seconds: float) -> Background:
@@ -53,14 +65,14 @@ def test_the_database_goes_away_while_the_ledger_is_made(own_server: Server, mon
     url = own_server.create_database("app")
     people(url, 10)
     outages: list[Background] = []
-    upgrade = ledger.command.upgrade
+    upgrade = command.upgrade
 
     def crashing(*args: Any, **options: Any) -> None:
         if not outages:
             outages.append(away(own_server, 0.5))
         upgrade(*args, **options)
 
-    monkeypatch.setattr(ledger.command, "upgrade", crashing)
+    monkeypatch.setattr(command, "upgrade", crashing)
     expanded(replaced(), url)
     outages[0].result()
     assert state(replaced(), url) == State.EXPANDED
@@ -144,8 +156,11 @@ def test_the_application_waits_for_no_session_of_a_killed_worker(database: str) 
     people(database, 10)
     expanded(replaced(), database)
     eventually(
-        lambda: not sql(
-            database, "SELECT 1 FROM pg_stat_activity WHERE application_name LIKE 'zdm %' AND datname = current_database()"
+        lambda: (
+            not sql(
+                database,
+                "SELECT 1 FROM pg_stat_activity WHERE application_name LIKE 'zdm %' AND datname = current_database()",
+            )
         )
     )
     with psycopg.connect(database) as c:

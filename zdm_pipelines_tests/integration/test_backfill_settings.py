@@ -15,7 +15,7 @@ from zdm_pipelines.engine.batches import SMALLEST, Pace
 from zdm_pipelines.model.errors import Throttled
 from zdm_pipelines.model.migration import Backfill, Limit, Migration
 from zdm_pipelines.model.states import State
-from zdm_pipelines.phases import switch_reads
+from zdm_pipelines.phases import backfill, switch_reads
 from zdm_pipelines.sandbox.postgres import Cluster
 from zdm_pipelines_tests.helpers import (
     Background,
@@ -167,7 +167,7 @@ def test_a_slow_table_pauses_the_backfill(database: str, monkeypatch: pytest.Mon
     )
     expanded(m, database)
     monkeypatch.setattr(throttle.Governor, "_latency", lambda *_: 0.3)
-    with pytest.raises(Throttled, match="latency_p95 is 0.300 s"):
+    with pytest.raises(Throttled, match=r"latency_p95 is 0\.300 s"):
         backfilled(m, database)
     monkeypatch.undo()
     backfilled(m, database)
@@ -178,8 +178,6 @@ def test_closing_the_run_stops_at_the_next_batch(database: str) -> None:
     people(database, 1_000)
     m = replaced(backfill={"range_rows": 100, "batch_rows": 10, "max_parallel": 1})
     expanded(m, database)
-    from zdm_pipelines.phases import backfill
-
     seen = threading.Event()
     run = backfill.run(m, database, batch=lambda _: seen.set())
     next(run)

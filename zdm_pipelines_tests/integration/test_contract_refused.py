@@ -45,7 +45,9 @@ def url(database: str) -> str:
 
 
 @contextmanager
-def refused(server: Server, url: str, m: Migration, *reasons: str, run: Callable[[], Any] | None = None) -> Iterator[None]:
+def refused(
+    server: Server, url: str, m: Migration, *reasons: str, run: Callable[[], Any] | None = None
+) -> Iterator[None]:
     """Contract says no for these reasons, and leaves everything as it is."""
     yield
     before = (dump(server, url), state(m, url), sql(url, "TABLE people ORDER BY id"))
@@ -301,11 +303,11 @@ def test_a_row_written_between_scan_and_lock_disagrees(server: Server, url: str)
     """The writer commits after everything was compared but the rows seen under the lock."""
     m = switched(url)
     with psycopg.connect(url) as writer:
-        running: list[Background] = []
+        begun: list[int] = []
 
         def begin(_: int) -> None:
-            if not running:
-                running.append(Background(lambda: None))
+            if not begun:
+                begun.append(1)
                 writer.execute("UPDATE people SET full_name = 'one', display_name = 'n:two' WHERE id = 5")
 
         before = dump(server, url)
@@ -313,7 +315,8 @@ def test_a_row_written_between_scan_and_lock_disagrees(server: Server, url: str)
         # Queueing for ACCESS EXCLUSIVE: the scan and the drain are over.
         eventually(
             lambda: sql(
-                url, "SELECT 1 FROM pg_locks WHERE NOT granted AND mode = 'AccessExclusiveLock' AND relation = 'people'::regclass"
+                url,
+                "SELECT 1 FROM pg_locks WHERE NOT granted AND mode = 'AccessExclusiveLock' AND relation = 'people'::regclass",
             )
         )
         writer.commit()
@@ -390,7 +393,10 @@ def test_a_prepared_transaction_from_before_the_proof_is_waited_for(own_server: 
 @pytest.mark.parametrize("style", ["ISO, DMY", "SQL, DMY", "German"])
 def test_keys_written_during_the_scan_are_found_whatever_the_clients_settings(database: str, style: str) -> None:
     """A date recorded as the client's session prints it would be read back as another day, or not at all."""
-    sql(database, "CREATE TABLE people (day date, at timestamptz, weight float8, full_name text, PRIMARY KEY (day, at, weight))")
+    sql(
+        database,
+        "CREATE TABLE people (day date, at timestamptz, weight float8, full_name text, PRIMARY KEY (day, at, weight))",
+    )
     sql(
         database,
         "INSERT INTO people SELECT date '2026-03-01' + n, timestamptz '2026-03-04 10:00+00', 0.1::float8 + 0.2::float8 + n, 'v' || n "

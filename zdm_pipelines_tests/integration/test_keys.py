@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -62,7 +63,12 @@ def members(m: Migration, url: str) -> list[set[Any]]:
         found = []
         for r in ranges(m, url):
             predicate, params = keys.between(entry.catalog.key, r.range.lower, r.range.upper)
-            found.append({tuple(k) for (k,) in query(conn, f"SELECT {_text(entry.catalog)} FROM people WHERE {predicate}", params)})
+            found.append(
+                {
+                    tuple(k)
+                    for (k,) in query(conn, f"SELECT {_text(entry.catalog)} FROM people WHERE {predicate}", params)
+                }
+            )
         return found
 
 
@@ -78,7 +84,7 @@ def test_every_row_is_in_one_range(database: str, kind: str) -> None:
     assert 5 <= len(known) <= 9
     assert known[0].range.lower is None
     assert known[-1].range.upper is None
-    assert all(a.range.upper == b.range.lower for a, b in zip(known, known[1:], strict=False))
+    assert all(a.range.upper == b.range.lower for a, b in pairwise(known))
     held = members(DECLARED, database)
     assert sum(len(h) for h in held) == len(set().union(*held)) == 1_000
     assert all(50 <= len(h) <= 300 for h in held)

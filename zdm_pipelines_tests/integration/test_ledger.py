@@ -13,9 +13,10 @@ import pytest
 
 from zdm_pipelines.dialects.postgres.connection import connected
 from zdm_pipelines.engine import ledger, locks
+from zdm_pipelines.engine.batches import Moved
 from zdm_pipelines.model.errors import MigrationBusy, StateConflict
 from zdm_pipelines.model.states import TRANSITIONS, State
-from zdm_pipelines.phases import backfill, contract, rollback, status, switch_reads, validate
+from zdm_pipelines.phases import contract, rollback, status, switch_reads, validate
 from zdm_pipelines_tests.helpers import (
     Background,
     Worker,
@@ -124,7 +125,12 @@ def test_events_are_append_only(url: str) -> None:
         with pytest.raises(psycopg.errors.RaiseException, match="append-only"):
             sql(url, statement)
     moves = sql(url, "SELECT from_state, to_state FROM zdm.event WHERE to_state IS NOT NULL ORDER BY id")
-    assert moves == [("planned", "expanded"), ("expanded", "backfilling"), ("backfilling", "backfilled"), ("backfilled", "validated")]
+    assert moves == [
+        ("planned", "expanded"),
+        ("expanded", "backfilling"),
+        ("backfilling", "backfilled"),
+        ("backfilled", "validated"),
+    ]
     assert all("postgres via zdm people_display_name" in a for (a,) in sql(url, "SELECT actor FROM zdm.event"))
 
 
@@ -174,7 +180,7 @@ def test_max_parallel_holds_over_all_runs(url: str) -> None:
     working: set[str] = set()
     most, lock = 0, threading.Lock()
 
-    def slowly(moved: backfill.Moved) -> None:
+    def slowly(moved: Moved) -> None:
         nonlocal most
         with lock:
             working.add(moved.partition)
@@ -187,7 +193,10 @@ def test_max_parallel_holds_over_all_runs(url: str) -> None:
             most = max(most, held)
         threading.Event().wait(0.1)
 
-    runs = [Background(lambda part=part: backfilled(m, url, partitions=part, batch=slowly)) for part in (keys[::2], keys[1::2])]
+    def moving(part: list[str]) -> Background:
+        return Background(lambda: backfilled(m, url, partitions=part, batch=slowly))
+
+    runs = [moving(keys[::2]), moving(keys[1::2])]
     for run in runs:
         run.result()
     assert working == set(keys)
@@ -226,7 +235,11 @@ def test_a_ledger_from_a_newer_version(url: str) -> None:
 def test_another_declaration(url: str) -> None:
     expanded(M, url)
     other = replaced(up="'m:' || full_name")
-    for call in (lambda: backfilled(other, url), lambda: expanded(other, url), lambda: rollback.run(other, url, to=State.ROLLED_BACK)):
+    for call in (
+        lambda: backfilled(other, url),
+        lambda: expanded(other, url),
+        lambda: rollback.run(other, url, to=State.ROLLED_BACK),
+    ):
         with pytest.raises(StateConflict, match="another declaration of up"):
             call()
     assert state(M, url) == State.EXPANDED
@@ -238,7 +251,10 @@ def test_a_flag_of_another_migration(url: str) -> None:
     expanded(replaced(reads={"flag": "shared"}), url)
     with pytest.raises(StateConflict, match="flag shared"):
         expanded(replaced(name="pets_name", table="pets", reads={"flag": "shared"}), url)
-    assert one(url, "SELECT count(*) FROM pg_attribute WHERE attrelid = 'pets'::regclass AND attname = 'display_name'") == 0
+    assert (
+        one(url, "SELECT count(*) FROM pg_attribute WHERE attrelid = 'pets'::regclass AND attname = 'display_name'")
+        == 0
+    )
 
 
 @pytest.mark.parametrize("where", list(State))

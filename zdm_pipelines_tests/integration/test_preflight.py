@@ -139,7 +139,12 @@ def test_unreachable(url: str) -> None:
 
 @pytest.mark.parametrize(
     "bad",
-    ["postgres//app:hush@127.0.0.1/app", "postgresql://app:hu@sh@127.0.0.1:1/app", "postgresql://app:hush@127.0.0.1:port/app", "hush"],
+    [
+        "postgres//app:hush@127.0.0.1/app",
+        "postgresql://app:hu@sh@127.0.0.1:1/app",
+        "postgresql://app:hush@127.0.0.1:port/app",
+        "hush",
+    ],
 )
 def test_an_unreadable_url_keeps_its_password(bad: str) -> None:
     with pytest.raises(DatabaseUnreachable) as caught:
@@ -175,7 +180,10 @@ def test_a_read_only_replica(cluster: Cluster, url: str) -> None:
 def limited(url: str) -> Iterator[str]:
     """The URL of a role that owns the table and has nothing else."""
     name = url.rsplit("/", 1)[1]
-    sql(url, f"CREATE ROLE limited LOGIN; REVOKE ALL ON DATABASE {name} FROM PUBLIC; GRANT CONNECT ON DATABASE {name} TO limited")
+    sql(
+        url,
+        f"CREATE ROLE limited LOGIN; REVOKE ALL ON DATABASE {name} FROM PUBLIC; GRANT CONNECT ON DATABASE {name} TO limited",
+    )
     sql(url, "ALTER TABLE people OWNER TO limited")
     try:
         yield url.replace("postgres@", "limited@")
@@ -236,13 +244,16 @@ def test_a_ledger_of_another_role(url: str, limited: str) -> None:
 def test_rows_hidden_by_a_policy(server: Server, url: str, limited: str) -> None:
     """Rows that our role does not see would be neither moved nor compared, and then dropped."""
     grant(url, TEMP, LEDGER, INDEXES)
-    sql(url, "CREATE POLICY visible ON people USING (id > 10); ALTER TABLE people ENABLE ROW LEVEL SECURITY, FORCE ROW LEVEL SECURITY")
+    sql(
+        url,
+        "CREATE POLICY visible ON people USING (id > 10); ALTER TABLE people ENABLE ROW LEVEL SECURITY, FORCE ROW LEVEL SECURITY",
+    )
     refused(server, url, replaced(), "row-level security", by=limited)
     sql(url, "ALTER TABLE people NO FORCE ROW LEVEL SECURITY")
     walk(replaced(), limited, State.VALIDATED)
     sql(url, "ALTER TABLE people FORCE ROW LEVEL SECURITY")
     switch_reads.run(replaced(), limited)
-    with pytest.raises((ZdmError, psycopg.Error)):  # noqa: PT012
+    with pytest.raises((ZdmError, psycopg.Error)):
         dict(WALK)[State.CONTRACTED](replaced(), limited)
     assert status.read(replaced(), limited).state == State.SWITCHED
 
@@ -280,7 +291,9 @@ def test_odd_names_run_the_whole_way(server: Server, database: str, table: str, 
     with psycopg.connect(database, autocommit=True, cursor_factory=psycopg.RawCursor) as c:
         if name.schema != "public":
             c.execute(f"CREATE SCHEMA {q(name.schema)}".encode())
-        c.execute(f"CREATE TABLE {name.sql} ({q(key)} bigint PRIMARY KEY, {q(old)} text UNIQUE CHECK ({q(old)} <> ''))".encode())
+        c.execute(
+            f"CREATE TABLE {name.sql} ({q(key)} bigint PRIMARY KEY, {q(old)} text UNIQUE CHECK ({q(old)} <> ''))".encode()
+        )
         c.execute(f"CREATE INDEX ON {name.sql} (lower({q(old)})) WHERE {q(old)} IS NOT NULL".encode())
         c.execute(f"INSERT INTO {name.sql} SELECT n, 'v' || n FROM generate_series(1, 100) n".encode())
 

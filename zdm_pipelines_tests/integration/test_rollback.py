@@ -7,7 +7,7 @@ import pytest
 
 from zdm_pipelines.model.errors import StateConflict
 from zdm_pipelines.model.states import State
-from zdm_pipelines.phases import rollback, status, validate
+from zdm_pipelines.phases import rollback, status, switch_reads, validate
 from zdm_pipelines.sandbox.server import Server
 from zdm_pipelines_tests.helpers import (
     at,
@@ -19,7 +19,6 @@ from zdm_pipelines_tests.helpers import (
     replaced,
     sql,
     state,
-    validated,
     walk,
 )
 
@@ -74,10 +73,13 @@ def test_back_and_forth(server: Server, url: str, start: State, target: State) -
     at(M, url, start)
     sql(url, "UPDATE people SET note = 'kept'")
     assert rollback.run(M, url, to=target, force=True) == target == state(M, url)
-    has_new = one(url, "SELECT count(*) FROM pg_attribute WHERE attrelid = 'people'::regclass AND attname = 'display_name'")
+    has_new = one(
+        url, "SELECT count(*) FROM pg_attribute WHERE attrelid = 'people'::regclass AND attname = 'display_name'"
+    )
     assert has_new == (target != State.ROLLED_BACK)
     has_constraints = one(
-        url, "SELECT count(*) > 0 FROM pg_index WHERE indrelid = 'people'::regclass AND pg_get_indexdef(indexrelid) LIKE '%display_name%'"
+        url,
+        "SELECT count(*) > 0 FROM pg_index WHERE indrelid = 'people'::regclass AND pg_get_indexdef(indexrelid) LIKE '%display_name%'",
     )
     assert has_constraints == (target in (State.VALIDATED, State.SWITCHED))
     flag = status.read(M, url).flag
@@ -87,9 +89,9 @@ def test_back_and_forth(server: Server, url: str, start: State, target: State) -
     else:
         assert flag is not None
         assert flag.percent == (100 if target == State.SWITCHED else 0)
-        assert one(url, "SELECT attnotnull FROM pg_attribute WHERE attrelid = 'people'::regclass AND attname = 'display_name'") == (
-            target in (State.VALIDATED, State.SWITCHED)
-        )
+        assert one(
+            url, "SELECT attnotnull FROM pg_attribute WHERE attrelid = 'people'::regclass AND attname = 'display_name'"
+        ) == (target in (State.VALIDATED, State.SWITCHED))
     # Both code versions go on writing, and the way forward is open.
     sql(url, "UPDATE people SET full_name = full_name WHERE id = 1")
     walk(M, url, State.CONTRACTED)
@@ -196,6 +198,12 @@ def test_a_failed_validate_leaves_no_constraint(url: str) -> None:
     assert "v1" not in report.summary
     left = "SELECT count(*) FROM pg_index WHERE indrelid = 'people'::regclass AND pg_get_indexdef(indexrelid) LIKE '%display_name%'"
     assert one(url, left) == 0
-    assert one(url, "SELECT count(*) FROM pg_constraint WHERE conrelid = 'people'::regclass AND conname LIKE '%display_name%'") == 0
+    assert (
+        one(
+            url,
+            "SELECT count(*) FROM pg_constraint WHERE conrelid = 'people'::regclass AND conname LIKE '%display_name%'",
+        )
+        == 0
+    )
     with pytest.raises(StateConflict):
-        dict([(State.SWITCHED, validated)])[State.SWITCHED](M, url)
+        switch_reads.run(m, url)

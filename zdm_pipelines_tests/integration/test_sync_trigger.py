@@ -106,7 +106,9 @@ def test_many_rows_in_one_statement(url: str) -> None:
     sql(url, "INSERT INTO people (id, full_name) SELECT n, 'm' || n FROM generate_series(100, 1100) n")
     sql(url, "UPDATE people SET full_name = full_name || '!' WHERE id % 2 = 0")
     sql(url, "UPDATE people SET display_name = display_name || '?' WHERE id % 3 = 0 AND id >= 100")
-    assert one(url, "SELECT count(*) FROM people WHERE id >= 100 AND display_name IS DISTINCT FROM 'n:' || full_name") == 0
+    assert (
+        one(url, "SELECT count(*) FROM people WHERE id >= 100 AND display_name IS DISTINCT FROM 'n:' || full_name") == 0
+    )
 
 
 def defaulted(url: str, *, default: str = "'unknown'") -> Migration:
@@ -149,7 +151,10 @@ def test_behind_the_tombstone_the_old_value_is_kept_up(url: str) -> None:
     walk(m, url, State.TOMBSTONED)
     sql(url, "UPDATE people SET display_name = 'n:late' WHERE id = 1")
     sql(url, "INSERT INTO people (id, display_name) VALUES (9, 'n:nine')")
-    assert sql(url, "SELECT zdm_tombstone_full_name FROM people WHERE id IN (1, 9) ORDER BY id") == [("late",), ("nine",)]
+    assert sql(url, "SELECT zdm_tombstone_full_name FROM people WHERE id IN (1, 9) ORDER BY id") == [
+        ("late",),
+        ("nine",),
+    ]
 
 
 # -- several columns --------------------------------------------------------------------------------------
@@ -210,7 +215,9 @@ def test_a_trigger_of_the_application_changes_the_old_column(database: str) -> N
 def test_other_updates_do_not_enter_the_function(url: str) -> None:
     with psycopg.connect(url, autocommit=True) as c:
         c.execute("SET track_functions = 'all'")
-        calls = "SELECT coalesce((SELECT sum(calls) FROM pg_stat_user_functions WHERE funcname LIKE 'sync\\_%'), 0)::int"
+        calls = (
+            "SELECT coalesce((SELECT sum(calls) FROM pg_stat_user_functions WHERE funcname LIKE 'sync\\_%'), 0)::int"
+        )
 
         def called(statement: bytes) -> int:
             c.execute("SELECT pg_stat_force_next_flush()")
@@ -321,7 +328,10 @@ def test_up_fails_for_a_value(database: str, up: str, bad: str) -> None:
 def test_up_fails_for_a_row_that_was_there(database: str, up: str) -> None:
     """The backfill names the key, keeps what it moved, and goes on when the row is corrected."""
     sql(database, "CREATE TABLE people (id bigint PRIMARY KEY, full_name text, note text)")
-    sql(database, "INSERT INTO people SELECT n, CASE n WHEN 35 THEN 'bad' ELSE n::text END FROM generate_series(1, 50) n")
+    sql(
+        database,
+        "INSERT INTO people SELECT n, CASE n WHEN 35 THEN 'bad' ELSE n::text END FROM generate_series(1, 50) n",
+    )
     sql(database, PICKY)
     m = replaced(
         new={"name": "display_name", "type": "integer"},

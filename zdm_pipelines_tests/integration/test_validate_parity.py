@@ -92,7 +92,10 @@ def test_without_repair_only_missing_rows_are_filled(database: str) -> None:
     m = replaced()
     walk(m, database, State.VALIDATED)
     planted(
-        database, m, "UPDATE people SET display_name = 'n:other' WHERE id = 1", "UPDATE people SET display_name = NULL WHERE id = 2"
+        database,
+        m,
+        "UPDATE people SET display_name = 'n:other' WHERE id = 1",
+        "UPDATE people SET display_name = NULL WHERE id = 2",
     )
     everything = [r for (r,) in sql(database, "SELECT partition FROM zdm.range")]
     assert sum(r.rows for r in backfilled(m, database, partitions=everything)) == 1
@@ -187,7 +190,10 @@ def test_citext_is_compared_as_text(server: Server, database: str) -> None:
 
 
 def test_rows_that_agree_through_down_only_are_counted(database: str) -> None:
-    sql(database, "CREATE TABLE people (id int PRIMARY KEY, full_name int); INSERT INTO people SELECT n, n FROM generate_series(1, 9) n")
+    sql(
+        database,
+        "CREATE TABLE people (id int PRIMARY KEY, full_name int); INSERT INTO people SELECT n, n FROM generate_series(1, 9) n",
+    )
     m = replaced(new={"name": "display_name", "type": "bigint"}, up="full_name * 100", down="display_name / 100")
     walk(m, database, State.BACKFILLED)
     sql(database, "UPDATE people SET display_name = 1234 WHERE id = 5")

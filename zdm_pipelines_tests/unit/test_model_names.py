@@ -45,7 +45,8 @@ def test_fitted(name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "value"), [("250ms", 0.25), ("5s", 5), ("1.5m", 90), ("25h", 90_000), ("7d", 604_800), (" 1 s ", 1), ("0s", 0)]
+    ("text", "value"),
+    [("250ms", 0.25), ("5s", 5), ("1.5m", 90), ("25h", 90_000), ("7d", 604_800), (" 1 s ", 1), ("0s", 0)],
 )
 def test_durations(text: str, value: float) -> None:
     assert seconds(text) == value

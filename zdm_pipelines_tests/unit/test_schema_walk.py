@@ -6,7 +6,6 @@ import ast
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from types import UnionType
 from typing import Any, get_args
 
 import pytest
@@ -37,8 +36,7 @@ def models(root: type[BaseModel]) -> Iterator[type[BaseModel]]:
     """A model and all that it holds."""
     yield root
     for info in root.model_fields.values():
-        kinds = get_args(info.annotation) if isinstance(info.annotation, UnionType) else (info.annotation,)
-        for kind in kinds:
+        for kind in (*get_args(info.annotation), info.annotation):
             if isinstance(kind, type) and issubclass(kind, BaseModel):
                 yield from models(kind)
 
@@ -78,7 +76,9 @@ def attributes_read(folder: Path, owners: set[str]) -> set[str]:
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Load):
                 owner = node.value
-                name = owner.id if isinstance(owner, ast.Name) else owner.attr if isinstance(owner, ast.Attribute) else ""
+                name = (
+                    owner.id if isinstance(owner, ast.Name) else owner.attr if isinstance(owner, ast.Attribute) else ""
+                )
                 if name in owners:
                     found.add(node.attr)
     return found
@@ -116,7 +116,8 @@ def test_a_key_that_nothing_reads_is_found(database: str, monkeypatch: pytest.Mo
 
 def test_every_key_is_described() -> None:
     """Those that are sections of their own are described by their class."""
-    for model in (*models(Migration), Database):
+    every: list[type[BaseModel]] = [*models(Migration), Database]
+    for model in every:
         assert model.__doc__
         for name, info in model.model_fields.items():
             holds_model = any(
