@@ -52,7 +52,7 @@ def run(migration: Migration, url: str, *, to: State, force: bool = False, tell:
         State.EXPANDED: lambda: backfill.undo(migration, url, tell=tell),
         State.ROLLED_BACK: lambda: expand.undo(migration, url, force=force, tell=tell),
     }
-    now = _state(migration, url)
+    now = locks.resilient(lambda: _state(migration, url), thing=migration.name, tell=tell)
     if now in (State.CONTRACTED, State.PLANNED):
         fact = "is contracted: the old column is gone" if now == State.CONTRACTED else "never began in this database"
         way = "declare a migration the other way round" if now == State.CONTRACTED else "there is nothing to roll back"
@@ -62,10 +62,10 @@ def run(migration: Migration, url: str, *, to: State, force: bool = False, tell:
             migration.name, f"is {now}, before {to}", "roll back to an earlier state, or run its phases"
         )
     for target in TARGETS[: TARGETS.index(to) + 1]:
-        now = _state(migration, url)
+        now = locks.resilient(lambda: _state(migration, url), thing=migration.name, tell=tell, reached=True)
         if now in _UNDONE_FROM[target]:
             undos[target]()
-    return _state(migration, url)
+    return locks.resilient(lambda: _state(migration, url), thing=migration.name, tell=tell, reached=True)
 
 
 def _state(migration: Migration, url: str) -> State:
