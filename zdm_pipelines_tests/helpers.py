@@ -302,7 +302,7 @@ class Worker:
         return False, int(out.strip().splitlines()[-1].removeprefix("done "))
 
 
-def _run_phase(phase: str, m: Migration, url: str) -> None:
+def run_phase(phase: str, m: Migration, url: str) -> None:
     if phase == "expand":
         expanded(m, url)
     elif phase == "backfill":
@@ -315,6 +315,24 @@ def _run_phase(phase: str, m: Migration, url: str) -> None:
         contract.run(m, url)
     else:
         rollback.run(m, url, to=State(phase), force=True)
+
+
+def statements(phase: str, m: Migration, url: str) -> int:
+    """Run a phase here; how many statements it took."""
+    count = 0
+    execute = psycopg.Cursor.execute
+
+    def counted(self: Any, *args: Any, **options: Any) -> Any:
+        nonlocal count
+        count += 1
+        return execute(self, *args, **options)
+
+    psycopg.Cursor.execute = counted  # type: ignore[method-assign]
+    try:
+        run_phase(phase, m, url)
+    finally:
+        psycopg.Cursor.execute = execute  # type: ignore[method-assign]
+    return count
 
 
 def _work(order: dict[str, Any]) -> None:
@@ -338,7 +356,7 @@ def _work(order: dict[str, Any]) -> None:
         return result
 
     psycopg.Cursor.execute = counted  # type: ignore[method-assign]
-    _run_phase(order["phase"], Migration.model_validate(order["migration"]), order["url"])
+    run_phase(order["phase"], Migration.model_validate(order["migration"]), order["url"])
     print(f"done {count}", flush=True)
 
 

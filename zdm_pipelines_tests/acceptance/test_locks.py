@@ -77,9 +77,9 @@ PHASES: list[tuple[Phase, State, State]] = [
     (_contract, State.TOMBSTONED, State.CONTRACTED),
     (_roll_back, State.EXPANDED, State.ROLLED_BACK),
 ]
-CASES = [(*phase, READER, 2.0) for phase in PHASES] + [
-    (_expand, State.PLANNED, State.EXPANDED, WRITER, 2.0),
-    (_contract, State.TOMBSTONED, State.CONTRACTED, WRITER, 2.0),
+CASES = [(*phase, READER, 1.0) for phase in PHASES] + [
+    (_expand, State.PLANNED, State.EXPANDED, WRITER, 1.0),
+    (_contract, State.TOMBSTONED, State.CONTRACTED, WRITER, 1.0),
     pytest.param(_expand, State.PLANNED, State.EXPANDED, READER, 30.0, marks=pytest.mark.slow),
 ]
 
