@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable
 
 from zdm_pipelines.changes import bind
-from zdm_pipelines.dialects.postgres.connection import Connection, connected, query
+from zdm_pipelines.dialects.postgres.connection import Connection, query
 from zdm_pipelines.engine import ledger, locks, ranges
 from zdm_pipelines.model.errors import StateConflict
 from zdm_pipelines.model.migration import Migration
@@ -41,16 +41,13 @@ def _run(migration: Migration, url: str, look: Look, tell: locks.Tell) -> Report
         tell(text)
         done.append(text)
 
-    with connected(url, purpose=f"{migration.name} preflight") as conn:
-        entry = ledger.find(conn, migration.name)
-        if entry is None or entry.state not in ACTIVE | {State.CONTRACTED}:
-            look(conn, migration)  # before the ledger is created: bad input changes nothing
-    ledger.ensure(url)
     tries = 0
     with locks.session(url, migration, purpose="expand") as conn:
         entry = ledger.find(conn, migration.name)
-        if entry is None or entry.state in (State.PLANNED, State.ROLLED_BACK):
-            catalog = look(conn, migration)
+        begins = entry is None or entry.state in (State.PLANNED, State.ROLLED_BACK)
+        catalog = look(conn, migration) if begins else None  # before the ledger is made: bad input changes nothing
+        ledger.ensure(url)
+        if catalog is not None:
             entry = ledger.register(conn, migration, catalog)
             tries = _expand(conn, migration, entry, note, tell)
         entry = ledger.require(conn, migration, ACTIVE - {State.TOMBSTONED}, to_do="be expanded again")
