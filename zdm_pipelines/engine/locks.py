@@ -21,6 +21,7 @@ from tenacity import (
 
 from zdm_pipelines.dialects.postgres.connection import (
     Connection,
+    answered_since,
     connected,
     lost,
     privilege_problem,
@@ -151,10 +152,16 @@ def resilient(
         OutcomeUnknown: it was lost and did not come back.
     """
 
+    begun = time.monotonic()
+
     def attempt() -> T:
         nonlocal reached
         try:
             return work()
+        except DatabaseUnreachable as error:
+            # A second connection of this work may be the one that finds it gone.
+            reached = reached or answered_since(error.thing, begun)
+            raise
         except errors.InsufficientPrivilege as error:
             raise privilege_problem(error, thing) from None
         except psycopg.Error as error:

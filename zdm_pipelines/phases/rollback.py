@@ -64,7 +64,7 @@ def run(migration: Migration, url: str, *, to: State, force: bool = False, tell:
     for target in TARGETS[: TARGETS.index(to) + 1]:
         now = locks.resilient(lambda: _state(migration, url), thing=migration.name, tell=tell, reached=True)
         if now in _UNDONE_FROM[target]:
-            undos[target]()
+            locks.resilient(undos[target], thing=migration.name, tell=tell, reached=True)
     return locks.resilient(lambda: _state(migration, url), thing=migration.name, tell=tell, reached=True)
 
 

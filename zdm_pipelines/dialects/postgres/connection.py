@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -57,6 +58,14 @@ def _cause(error: psycopg.Error) -> str:
     return lines[-1].removeprefix("connection failed: ") if lines else type(error).__name__
 
 
+_answered: dict[str, float] = {}  # what errors call the database, and when it took a connection last
+
+
+def answered_since(thing: str, moment: float) -> bool:
+    """Whether a database (`thing` of a DatabaseUnreachable) took a connection of ours after a monotonic time."""
+    return _answered.get(thing, float("-inf")) >= moment
+
+
 def connect(url: str, *, purpose: str, autocommit: bool = True) -> Connection:
     """Open a connection named `zdm <purpose>`.
 
@@ -87,6 +96,7 @@ def connect(url: str, *, purpose: str, autocommit: bool = True) -> Connection:
         raise DatabaseUnreachable(
             f"database {where(url)}", f"runs Postgres {version // 10000}", "use Postgres 14 or later"
         )
+    _answered[f"database {where(url)}"] = time.monotonic()
     return conn
 
 
