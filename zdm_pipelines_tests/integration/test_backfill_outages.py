@@ -10,9 +10,11 @@ import psycopg
 import pytest
 from alembic import command
 
-from zdm_pipelines.engine import ledger
+from zdm_pipelines.dialects.postgres.connection import connected, scalar
+from zdm_pipelines.engine import ledger, locks
 from zdm_pipelines.model.errors import DatabaseUnreachable
 from zdm_pipelines.model.states import State
+from zdm_pipelines.phases import rollback
 from zdm_pipelines.sandbox.server import Server
 from zdm_pipelines_tests.helpers import (
     Background,
@@ -76,6 +78,40 @@ def test_the_database_goes_away_while_the_ledger_is_made(own_server: Server, mon
     expanded(replaced(), url)
     outages[0].result()
     assert state(replaced(), url) == State.EXPANDED
+
+
+def test_the_database_goes_away_between_two_connections(own_server: Server) -> None:
+    """The first one found it there: the second waits for it."""
+    url = own_server.create_database("app")
+    outages: list[Background] = []
+
+    def work() -> int:
+        with connected(url, purpose="first"):
+            pass
+        if not outages:
+            outages.append(away(own_server, 0.5))
+        with connected(url, purpose="second") as conn:
+            return int(scalar(conn, "SELECT 42"))
+
+    assert locks.resilient(work, thing="test") == 42
+    outages[0].result()
+
+
+def test_the_database_goes_away_between_two_undos(own_server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    url = own_server.create_database("app")
+    people(url, 10)
+    walk(replaced(), url, State.VALIDATED)
+    outages: list[Background] = []
+    session = locks.session
+
+    def crashing(*args: Any, **options: Any) -> Any:
+        if not outages:
+            outages.append(away(own_server, 0.5))
+        return session(*args, **options)
+
+    monkeypatch.setattr(locks, "session", crashing)
+    assert rollback.run(replaced(), url, to=State.ROLLED_BACK) == State.ROLLED_BACK
+    outages[0].result()
 
 
 def test_a_database_that_was_never_there_is_told_at_once(own_server: Server) -> None:
