@@ -32,7 +32,7 @@ dev: $(STAMP)  ## the Dagster UI with your migrations
 	@exec $(BIN)/zdm dev $(ARGS)
 
 test: $(STAMP)  ## every test, against real Postgres servers
-	@exec $(BIN)/python -m pytest $(ARGS)
+	@exec $(BIN)/python -m pytest -n logical --maxprocesses 4 --dist worksteal $(ARGS)
 
 lint: $(STAMP)  ## style, types, import layers, definitions
 	@$(BIN)/ruff check .
