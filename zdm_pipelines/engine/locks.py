@@ -26,6 +26,7 @@ from zdm_pipelines.dialects.postgres.connection import (
     lost,
     privilege_problem,
     query,
+    safe,
     scalar,
 )
 from zdm_pipelines.model.errors import (
@@ -33,6 +34,7 @@ from zdm_pipelines.model.errors import (
     LockNotAcquired,
     MigrationBusy,
     OutcomeUnknown,
+    ZdmError,
 )
 from zdm_pipelines.model.migration import Locks, Migration
 from zdm_pipelines.model.names import TableName
@@ -164,6 +166,8 @@ def resilient(
             raise
         except errors.InsufficientPrivilege as error:
             raise privilege_problem(error, thing) from None
+        except errors.QueryCanceled as error:
+            raise ZdmError(thing, f"a statement was cancelled ({safe(error)})", "run it again: it goes on") from None
         except psycopg.Error as error:
             reached = reached or lost(error)
             raise

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 import re
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import (
     BaseModel,
     BeforeValidator,
     ConfigDict,
     Field,
+    PlainSerializer,
     WithJsonSchema,
     field_validator,
     model_validator,
@@ -35,9 +36,15 @@ def seconds(value: object) -> float:
     return float(match[1]) * _UNITS[match[2]]
 
 
+def written(default: str) -> Any:
+    """A default as a user would write it; it is read like any other value."""
+    return default
+
+
 Duration = Annotated[
     float,
-    BeforeValidator(lambda v: v if isinstance(v, float) else seconds(v)),
+    BeforeValidator(seconds),
+    PlainSerializer(lambda value: f"{value:g}s", when_used="json"),  # so that it can be read again
     WithJsonSchema({"type": "string", "pattern": _DURATION, "examples": ["250ms", "5s", "7d"]}),
 ]
 Percent = Annotated[int, Field(ge=1, le=100, strict=True)]
@@ -84,7 +91,7 @@ class Backfill(_Declared):
     range_rows: Rows = Field(default=100_000, description="Rows of one range, which is one Dagster partition.")
     batch_rows: Rows = Field(default=1_000, description="Most rows that one transaction moves.")
     batch_target: Duration = Field(
-        default=0.25,
+        default=written("250ms"),
         gt=0,
         description="Batches shrink when they take longer than this and grow back up to batch_rows.",
     )
@@ -110,21 +117,27 @@ class Throttle(_Declared):
     """When the backfill waits for the database."""
 
     replication_lag: Limit | None = Field(
-        default=Limit(pause_above=5.0, resume_below=1.0),
+        default=Limit(pause_above=written("5s"), resume_below=written("1s")),
         description="Replay lag of the slowest replica; null: not watched.",
     )
     latency_p95: Limit | None = Field(
-        default=Limit(pause_above=0.25, resume_below=0.1),
+        default=Limit(pause_above=written("250ms"), resume_below=written("100ms")),
         description="95th percentile of a one-row query on the table; null: not watched.",
     )
-    max_wait: Duration = Field(default=600.0, gt=0, description="Longest wait inside a run before the range gives up.")
+    max_wait: Duration = Field(
+        default=written("10m"), gt=0, description="Longest wait inside a run before the range gives up."
+    )
 
 
 class Locks(_Declared):
     """How schema changes ask for their locks."""
 
-    timeout: Duration = Field(default=0.5, gt=0, description="Longest that a statement of ours may queue for a lock.")
-    give_up_after: Duration = Field(default=600.0, gt=0, description="Total time of trying before the phase fails.")
+    timeout: Duration = Field(
+        default=written("500ms"), gt=0, description="Longest that a statement of ours may queue for a lock."
+    )
+    give_up_after: Duration = Field(
+        default=written("10m"), gt=0, description="Total time of trying before the phase fails."
+    )
 
 
 class Reads(_Declared):
@@ -154,14 +167,14 @@ class Contract(_Declared):
     """How long the old shape is kept."""
 
     confidence_window: Duration = Field(
-        default=7 * 86400.0,
+        default=written("7d"),
         description="All reads must have been on the new shape this long before the old one is renamed away.",
     )
     tombstone_window: Duration = Field(
-        default=86400.0, description="How long the renamed old column is kept before it is dropped."
+        default=written("1d"), description="How long the renamed old column is kept before it is dropped."
     )
     straggler_window: Duration = Field(
-        default=25 * 3600.0,
+        default=written("25h"),
         description="No write through the old shape for this long; 25h catches a daily job.",
     )
 

@@ -76,13 +76,12 @@ class _Run:
             if entry is not None and entry.state == State.CONTRACTED:
                 summary = "the old column is gone already"
             else:
-                change = self._gate(conn, entry)
-                assert entry is not None  # else the gate refused
-                entry, summary = (
-                    self._tombstone(conn, entry, change)
-                    if entry.state == State.SWITCHED
-                    else self._drop(conn, entry, change)
-                )
+                try:
+                    entry, summary = self._stage(conn, entry)
+                except GateRefused as refused:
+                    if entry is not None:
+                        ledger.append(conn, entry.id, "contract refused", detail={"reasons": refused.reasons})
+                    raise
         return Report(
             migration=self.migration.name,
             phase=Phase.CONTRACT,
@@ -97,13 +96,14 @@ class _Run:
     def _change(self, entry: ledger.Entry) -> Change:
         return bind(self.migration, entry.catalog, migration_id=entry.id, tombstoned=entry.state == State.TOMBSTONED)
 
-    def _gate(self, conn: Connection, entry: ledger.Entry | None) -> Change:
+    def _stage(self, conn: Connection, entry: ledger.Entry | None) -> tuple[ledger.Entry, str]:
         change = self._change(entry) if entry else None
         reasons = self._reasons(conn, entry, change) + list(self.more_reasons)
-        if reasons:
-            self._refuse(conn, entry, reasons)
-        assert change is not None  # without an entry there is a reason
-        return change
+        if reasons or entry is None or change is None:  # without an entry there is a reason
+            raise GateRefused(self.migration.name, reasons)
+        if entry.state == State.SWITCHED:
+            return self._tombstone(conn, entry, change)
+        return self._drop(conn, entry, change)
 
     def _reasons(self, conn: Connection, entry: ledger.Entry | None, change: Change | None) -> list[str]:
         return gate.reasons(
@@ -115,18 +115,14 @@ class _Run:
             constraints=change.constrain() if change else (),
         )
 
-    def _refuse(self, conn: Connection, entry: ledger.Entry | None, reasons: list[str]) -> None:
-        if entry is not None:
-            ledger.append(conn, entry.id, "contract refused", detail={"reasons": reasons})
-        raise GateRefused(self.migration.name, reasons)
-
     def _compare(self, conn: Connection, entry: ledger.Entry, change: Change) -> None:
         known = [r.range for r in ranges.progress(conn, entry.id)]
         verdict = parity.compare(conn, self.migration.name, change, known, tell=self.compared)
         self.rows = verdict.rows
         if not verdict.agrees:
             where = ", ".join(verdict.partitions[:10])
-            self._refuse(conn, entry, [f"old and new disagree: {verdict.describe()} in range {where}; run validate"])
+            reason = f"old and new disagree: {verdict.describe()} in range {where}; run validate"
+            raise GateRefused(self.migration.name, [reason])
 
     # -- first stage --------------------------------------------------------------------------------------
 

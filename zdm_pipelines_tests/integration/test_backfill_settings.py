@@ -90,7 +90,7 @@ def test_pace() -> None:
 @pytest.mark.parametrize("signal", ["replication_lag", "latency_p95"])
 def test_a_signal_flaps_not(signal: str) -> None:
     values = iter([0.1, 3.0, 6.0, 3.0, 1.5, 0.9, 3.0, 5.1])
-    watched = throttle._Signal(signal, Limit(pause_above=5.0, resume_below=1.0), lambda _: next(values))
+    watched = throttle._Signal(signal, LIMIT, lambda _: next(values))
     paused = [watched.judge(None) is not None for _ in range(8)]  # type: ignore[arg-type]
     assert paused == [False, False, True, True, True, False, False, True]
 
@@ -99,7 +99,7 @@ def test_a_signal_that_cannot_be_read_is_bad() -> None:
     def read(_: Any) -> float:
         raise psycopg.OperationalError("no answer")
 
-    watched = throttle._Signal("replication_lag", Limit(pause_above=5.0, resume_below=1.0), read)
+    watched = throttle._Signal("replication_lag", LIMIT, read)
     reason = watched.judge(None)  # type: ignore[arg-type]
     assert reason is not None
     assert "cannot be read (no answer)" in reason
@@ -119,6 +119,7 @@ def stuck_replica(cluster: Cluster) -> Any:
     cluster.wait_caught_up()
 
 
+LIMIT = Limit.model_validate({"pause_above": "5s", "resume_below": "1s"})
 LAG = {"replication_lag": {"pause_above": "1s", "resume_below": "500ms"}}
 
 

@@ -92,6 +92,7 @@ def _backfill(
             run_config=None,
         )
     )
+    found = None
     for _ in range(20):
         errors = [e for e in execute_backfill_iteration(workspace, logging.getLogger("daemon")) if e]
         assert not errors, errors

@@ -331,9 +331,7 @@ def test_a_wrong_new_column_is_found(app_database: str) -> None:
     execute(app_database, "UPDATE zdm.flag SET percent = 100")
     with Traffic(app_database, deployment="new") as traffic:
         time.sleep(0.5)
-        execute(
-            app_database, "ALTER TABLE users DISABLE TRIGGER mirror; UPDATE users SET display_name = 'nobody'"
-        )
+        execute(app_database, "ALTER TABLE users DISABLE TRIGGER mirror; UPDATE users SET display_name = 'nobody'")
         execute(app_database, "ALTER TABLE users ENABLE TRIGGER mirror")
         report = traffic.stop()
     assert report.wrong_answers > 20
@@ -445,9 +443,7 @@ def workspace(tmp_path: Path) -> Path:
     return tmp_path / "workspace.yaml"
 
 
-def test_dagster_serves_a_workspace_and_leaves_nothing(
-    workspace: Path, database: str, tmp_path: Path
-) -> None:
+def test_dagster_serves_a_workspace_and_leaves_nothing(workspace: Path, database: str, tmp_path: Path) -> None:
     with DagsterServices(tmp_path / "home", database, workspace) as dagster:
         assets = dagster.query("{ assetNodes { assetKey { path } } }")["assetNodes"]
         assert [asset["assetKey"]["path"] for asset in assets] == [["sample"]]

@@ -94,6 +94,24 @@ def test_a_write(url: str, statement: str, expected: tuple[Any, ...]) -> None:
     assert display == (expected[1] if expected[1] is not None or full is None else f"n:{full}")
 
 
+@pytest.mark.parametrize(
+    ("statement", "expected"),
+    [
+        # A mapper that read the row before it was moved, and writes every column back after it was.
+        ("UPDATE people SET full_name = 'v1', display_name = NULL, note = 'x' WHERE id = 1", ("v1", "n:v1")),
+        ("UPDATE people SET full_name = 'w', display_name = NULL, note = 'x' WHERE id = 1", ("w", "n:w")),
+        ("UPDATE people SET display_name = 'n:z' WHERE id = 1", ("z", "n:z")),
+    ],
+)
+def test_null_is_no_value_where_it_may_not_be(database: str, statement: str, expected: tuple[Any, ...]) -> None:
+    people(database, 3)
+    m = replaced(new={"name": "display_name", "type": "text", "nullable": False}, up="'n:' || coalesce(full_name, '')")
+    walk(m, database, State.BACKFILLED)
+    sql(database, statement)
+    assert row(database) == expected
+    validated(m, database)
+
+
 def test_copy(url: str) -> None:
     with psycopg.connect(url) as c:
         with c.cursor().copy("COPY people (id, full_name) FROM STDIN") as copy:

@@ -109,9 +109,7 @@ def test_the_bucket_never_changes_between_releases() -> None:
     assert [bucket(FLAG, key) for key in (1, 2, "3", "zoë")] == [32, 70, 16, 90]
 
 
-@pytest.mark.parametrize(
-    "failure", [errors.UndefinedTable("no table"), errors.InvalidSchemaName("no schema")]
-)
+@pytest.mark.parametrize("failure", [errors.UndefinedTable("no table"), errors.InvalidSchemaName("no schema")])
 def test_before_the_first_migration_there_is_no_flag(database: Database, failure: Exception) -> None:
     database.failure = failure
     flags = Flags(database.connect)
@@ -163,9 +161,7 @@ def test_the_last_known_value_stays_when_a_read_fails(
     assert flags.percent(FLAG) == 60
 
 
-def test_a_failing_database_is_not_asked_more_often(
-    database: Database, clock: Callable[[float], None]
-) -> None:
+def test_a_failing_database_is_not_asked_more_often(database: Database, clock: Callable[[float], None]) -> None:
     database.failure = psycopg.OperationalError("the server is gone")
     flags = Flags(database.connect, ttl=1.0)
     assert [flags.percent(FLAG) for _ in range(50)] == [None] * 50
@@ -175,9 +171,7 @@ def test_a_failing_database_is_not_asked_more_often(
     assert database.connects == 2
 
 
-def test_a_flag_that_vanished_keeps_its_last_value(
-    database: Database, clock: Callable[[float], None]
-) -> None:
+def test_a_flag_that_vanished_keeps_its_last_value(database: Database, clock: Callable[[float], None]) -> None:
     database.percents[FLAG] = 100
     flags = Flags(database.connect)
     assert flags.is_on(FLAG, 1)

@@ -108,7 +108,7 @@ def test_a_key_that_nothing_reads_is_found(database: str, monkeypatch: pytest.Mo
 
     people(database, 10)
     m = replaced()
-    m = m.model_copy(update={"backfill": Planted(**m.backfill.model_dump())})
+    m = m.model_copy(update={"backfill": Planted(**m.backfill.model_dump(mode="json"))})
     reads = Reads(monkeypatch, Planted)
     walk(m, database, State.CONTRACTED)
     assert fields(Planted) - reads.seen == {"Planted.unread"}

@@ -26,7 +26,7 @@ _SETTINGS = (
     "-c tcp_keepalives_idle=10 -c tcp_keepalives_interval=5 -c tcp_keepalives_count=3 "
     "-c datestyle=ISO -c intervalstyle=postgres -c extra_float_digits=1 "
     # Rows that a policy hides from us must be an error: they would be neither moved nor compared.
-    "-c row_security=off"
+    "-c statement_timeout=0 -c lock_timeout=0 -c row_security=off"
 )
 
 

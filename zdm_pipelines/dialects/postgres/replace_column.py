@@ -123,6 +123,13 @@ class ReplaceColumnSql:
         settings = [f"search_path = {self.catalog.search_path}, pg_temp"]
         if not self.catalog.immutable:
             settings += ["timezone FROM CURRENT", "datestyle FROM CURRENT", "intervalstyle FROM CURRENT"]
+        unset = ""
+        if not self.change.new.nullable:
+            # A NULL that may not be is what code read before the row was moved and now writes back with all columns.
+            unset = (
+                f"WHEN NEW.{quote(self.new)} IS NULL THEN "
+                f"CASE WHEN {self._changed(self.old_shape)} THEN 'old' ELSE 'neither' END\n                  "
+            )
         noted = f"'zdm.noted_{self.migration_id}_' || wrote"
         track = ""
         if track_until is not None:
@@ -147,7 +154,7 @@ BEGIN
     wrote := CASE WHEN NEW.{quote(self.new)} IS NOT NULL THEN CASE WHEN {old_unset} THEN 'new' ELSE 'both' END
                   WHEN {old_unset} THEN 'neither' ELSE 'old' END;
   ELSE
-    wrote := CASE WHEN NOT ({self._changed((self.new,))}) THEN 'old'
+    wrote := CASE {unset}WHEN NOT ({self._changed((self.new,))}) THEN 'old'
                   WHEN NOT ({self._changed(self.old_shape)}) THEN 'new' ELSE 'both' END;
   END IF;
   BEGIN

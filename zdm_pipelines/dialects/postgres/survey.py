@@ -109,6 +109,13 @@ class _Survey:
                 f"has a default that calls {', '.join(volatile)}, so that an insert which leaves it out cannot be told",
                 "drop the default, and let old code name a value",
             )
+        if old.default is not None and self.new.default is None and not self.new.nullable:
+            self.refuse(
+                thing,
+                f"has a default ({old.default}) and {quote(self.new.name)} none: inserts that name neither would fail "
+                "once the old column is gone",
+                "declare new.default: what up gives for that default",
+            )
         if old in self.catalog.key:
             self.refuse(thing, "is part of the primary key", "replace_column needs a key that stays as it is")
         if any(c.name == self.new.name for c in self.catalog.columns):
@@ -246,8 +253,13 @@ class _Survey:
                         )
                         self.refuse(f"up: {up}", fact, f"write coalesce({up.strip()}, ...), or declare nullable: true")
                     return
+                down = self.change.down
+                if self.old.not_null and self.evaluate(down, {}) is None:
+                    fact = f"gives NULL for NULL; {new} may be NULL and {old} must not: new code's writes would fail"
+                    self.refuse(f"down: {down}", fact, f"write coalesce({down.strip()}, ...), or nullable: false")
+                    return
                 empty = f"(SELECT NULL::{self.new.type} AS {new}) AS {self.alias}"
-                back = f"(SELECT {expression(self.change.down)} FROM {empty})"
+                back = f"(SELECT {expression(down)} FROM {empty})"
                 one_each = {*self.catalog.up_inputs} <= {self.old.name} and {*self.catalog.down_inputs} <= {
                     self.new.name
                 }
