@@ -1,11 +1,9 @@
-"""Locks: ask for them so that the application never waits for us, and keep our own processes apart."""
+"""Locks: change the schema without making the application wait."""
 
 from __future__ import annotations
 
 import contextlib
-import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 import psycopg
@@ -21,32 +19,19 @@ from tenacity import (
 
 from zdm_pipelines.dialects.postgres.connection import (
     Connection,
-    answered_since,
-    connected,
-    lost,
-    privilege_problem,
     query,
-    safe,
     scalar,
 )
+from zdm_pipelines.engine.sessions import Tell, silent
 from zdm_pipelines.model.errors import (
-    DatabaseUnreachable,
     LockNotAcquired,
-    MigrationBusy,
-    OutcomeUnknown,
-    ZdmError,
 )
-from zdm_pipelines.model.migration import Locks, Migration
+from zdm_pipelines.model.migration import Locks
 from zdm_pipelines.model.names import TableName
 from zdm_pipelines.model.values import Step
 
 T = TypeVar("T")
-Tell = Callable[[str], None]
 
-# A worker that was killed leaves its session to the server for about a second (client_connection_check_interval).
-BUSY_SECONDS = 15.0
-# How long a phase outlasts a database that restarts or fails over.
-LOST_SECONDS = 120.0
 # A schema change that holds its locks must not be able to keep them: neither by working nor by freezing.
 _HOLD_SECONDS = 5.0
 _FREEZE_SECONDS = 2.0
@@ -79,10 +64,6 @@ class _HeldForLong(Exception):
 _TRY_AGAIN = (errors.LockNotAvailable, errors.DeadlockDetected, errors.QueryCanceled, _HeldForLong)
 
 
-def silent(_: str) -> None:
-    """Tell nobody."""
-
-
 def holders(conn: Connection, oid: int) -> str:
     """Who holds locks on a table, longest transaction first, for messages."""
     rows = query(conn, _HOLDERS, [oid])
@@ -90,106 +71,6 @@ def holders(conn: Connection, oid: int) -> str:
         "; ".join(f"pid {pid} {app} (role {login}, open {secs or 0} s)" for pid, app, login, secs in rows)
         or "nobody any more"
     )
-
-
-def _try_advisory(conn: Connection, name: str, *, shared: bool) -> bool:
-    function = "pg_try_advisory_lock_shared" if shared else "pg_try_advisory_lock"
-    return bool(scalar(conn, f"SELECT {function}(hashtextextended($1, 0))", [name]))
-
-
-def take(conn: Connection, name: str, *, shared: bool = False, wait: float = BUSY_SECONDS) -> bool:
-    """Take a session's advisory lock, trying for `wait` seconds; true when it was had."""
-    deadline = time.monotonic() + wait
-    while not _try_advisory(conn, name, shared=shared):
-        if time.monotonic() >= deadline:
-            return False
-        time.sleep(0.1)
-    return True
-
-
-def leave(conn: Connection, name: str) -> None:
-    """Give an advisory lock back before the session ends."""
-    query(conn, "SELECT pg_advisory_unlock(hashtextextended($1, 0))", [name])
-
-
-@contextmanager
-def session(url: str, migration: Migration, *, purpose: str, shared: bool = False) -> Iterator[Connection]:
-    """A connection that holds the migration's lock: phases exclusively, range workers shared.
-
-    Raises:
-        MigrationBusy: another process holds it.
-    """
-    with connected(url, purpose=f"{migration.name} {purpose}") as conn:
-        if not take(conn, f"zdm:migration:{migration.name}", shared=shared):
-            others = query(
-                conn,
-                "SELECT a.pid, a.application_name FROM pg_locks l JOIN pg_stat_activity a ON a.pid = l.pid "
-                "WHERE l.locktype = 'advisory' AND l.granted AND l.objsubid = 1 AND l.pid <> pg_backend_pid() "
-                "AND ((l.classid::bigint << 32) | l.objid::bigint) = hashtextextended($1, 0)",
-                [f"zdm:migration:{migration.name}"],
-            )
-            by = ", ".join(f"{app} (pid {pid})" for pid, app in others) or "another process"
-            raise MigrationBusy(migration.name, f"is being worked on by {by}", "wait for it, or cancel it")
-        yield conn
-
-
-def resilient(
-    work: Callable[[], T],
-    *,
-    thing: str,
-    tell: Tell = silent,
-    reached: bool = False,
-    give_up_after: float = LOST_SECONDS,
-) -> T:
-    """Do work that is safe to do again, again when the database was lost under it.
-
-    The work reads from the ledger what happened, so an outcome is looked up and never assumed.
-
-    Args:
-        reached: the database answered a moment ago, so that waiting for it makes sense; else a server that does not
-            answer at first is told at once.
-
-    Raises:
-        DatabaseUnreachable: it could not be reached at all.
-        OutcomeUnknown: it was lost and did not come back.
-    """
-
-    begun = time.monotonic()
-
-    def attempt() -> T:
-        nonlocal reached
-        try:
-            return work()
-        except DatabaseUnreachable as error:
-            # A second connection of this work may be the one that finds it gone.
-            reached = reached or answered_since(error.thing, begun)
-            raise
-        except errors.InsufficientPrivilege as error:
-            raise privilege_problem(error, thing) from None
-        except errors.QueryCanceled as error:
-            raise ZdmError(thing, f"a statement was cancelled ({safe(error)})", "run it again: it goes on") from None
-        except psycopg.Error as error:
-            reached = reached or lost(error)
-            raise
-
-    retrying = Retrying(
-        retry=retry_if_exception(lambda e: reached and lost(e)),
-        wait=wait_random_exponential(multiplier=0.2, max=5),
-        stop=stop_after_delay(give_up_after),
-        reraise=True,
-        before_sleep=lambda s: tell(f"database lost, looking again in {_pause(s):.1f} s"),
-    )
-    try:
-        return retrying(attempt)
-    except (psycopg.Error, DatabaseUnreachable) as error:
-        if not (reached and lost(error)):
-            raise
-        fact = f"the database was lost and did not come back within {give_up_after:.0f} s"
-        raise OutcomeUnknown(thing, fact, "run it again: it finds out what was done") from None
-
-
-def _pause(state: RetryCallState) -> float:
-    return state.next_action.sleep if state.next_action else 0.0
 
 
 def change_schema(

@@ -14,7 +14,7 @@ import psycopg
 
 from zdm_pipelines.changes import bind
 from zdm_pipelines.dialects.postgres.connection import Connection, connected
-from zdm_pipelines.engine import ledger, locks, ranges
+from zdm_pipelines.engine import ledger, ranges, sessions
 from zdm_pipelines.engine.batches import Moved, RangeWorker
 from zdm_pipelines.engine.throttle import Governor
 from zdm_pipelines.model.errors import MigrationBusy, SpecError, StateConflict
@@ -53,7 +53,7 @@ def run(
     *,
     partitions: Sequence[str] | None = None,
     repair: bool = False,
-    tell: locks.Tell = locks.silent,
+    tell: sessions.Tell = sessions.silent,
     batch: Callable[[Moved], None] = lambda _: None,
 ) -> Generator[Moved]:
     """Move ranges, giving one `Moved` as each is proven done. Closing the iterator stops at the next batch.
@@ -66,19 +66,21 @@ def run(
     Raises:
         StateConflict, MigrationBusy, LockNotAcquired, MappingFailed, Throttled, DatabaseUnreachable, OutcomeUnknown
     """
-    entry, wanted = locks.resilient(lambda: _begin(migration, url, partitions, repair), thing=migration.name, tell=tell)
+    entry, wanted = sessions.resilient(
+        lambda: _begin(migration, url, partitions, repair), thing=migration.name, tell=tell
+    )
     job = _Job(migration, url, entry, repair=repair, tell=tell, batch=batch)
     try:
         yield from job.work(wanted)
     finally:
         job.close()
-    locks.resilient(lambda: _finish(migration, url), thing=migration.name, tell=tell)
+    sessions.resilient(lambda: _finish(migration, url), thing=migration.name, tell=tell)
 
 
 def _begin(
     migration: Migration, url: str, partitions: Sequence[str] | None, repair: bool
 ) -> tuple[ledger.Entry, list[KeyRange]]:
-    with locks.session(url, migration, purpose="backfill", shared=True) as conn:
+    with sessions.session(url, migration, purpose="backfill", shared=True) as conn:
         entry = ledger.require(conn, migration, ALLOWED, to_do="be backfilled")
         if repair and entry.state in (State.SWITCHING, State.SWITCHED):
             raise StateConflict(
@@ -134,7 +136,7 @@ class _Job:
         entry: ledger.Entry,
         *,
         repair: bool,
-        tell: locks.Tell,
+        tell: sessions.Tell,
         batch: Callable[[Moved], None],
     ) -> None:
         self.migration = migration
@@ -155,7 +157,7 @@ class _Job:
         def one(which: KeyRange) -> None:
             try:
                 outcomes.put(
-                    locks.resilient(
+                    sessions.resilient(
                         lambda: self._range(which),
                         thing=f"{self.migration.name} range {which.partition}",
                         tell=self.tell,
@@ -201,10 +203,10 @@ class _Job:
             raise _Stopped
         name = self.migration.name
         with (
-            locks.session(self.url, self.migration, purpose=f"range {wanted.partition}", shared=True) as conn,
+            sessions.session(self.url, self.migration, purpose=f"range {wanted.partition}", shared=True) as conn,
             self._slot(conn),
         ):
-            if not locks.take(conn, f"zdm:range:{self.entry.id}:{wanted.ordinal}"):
+            if not sessions.take(conn, f"zdm:range:{self.entry.id}:{wanted.ordinal}"):
                 raise MigrationBusy(
                     f"{name} range {wanted.partition}",
                     "is being moved by another run",
@@ -237,7 +239,7 @@ class _Job:
         """One of `max_parallel` places of this migration, over all runs and machines."""
         names = [f"zdm:slot:{self.entry.id}:{n}" for n in range(self.migration.backfill.max_parallel)]
         told = False
-        while (had := next((name for name in names if locks.take(conn, name, wait=0)), None)) is None:
+        while (had := next((name for name in names if sessions.take(conn, name, wait=0)), None)) is None:
             if self.stop.is_set():
                 raise _Stopped
             if not told:
@@ -249,16 +251,16 @@ class _Job:
         finally:
             # The session gives it back too, but a moment after it was closed.
             with contextlib.suppress(psycopg.Error):
-                locks.leave(conn, had)
+                sessions.leave(conn, had)
 
 
-def undo(migration: Migration, url: str, *, tell: locks.Tell = locks.silent) -> None:
+def undo(migration: Migration, url: str, *, tell: sessions.Tell = sessions.silent) -> None:
     """Forget the progress. The values stay in the new column, which both code versions keep in sync."""
-    locks.resilient(lambda: _undo(migration, url), thing=migration.name, tell=tell)
+    sessions.resilient(lambda: _undo(migration, url), thing=migration.name, tell=tell)
 
 
 def _undo(migration: Migration, url: str) -> None:
-    with locks.session(url, migration, purpose="rollback") as conn:
+    with sessions.session(url, migration, purpose="rollback") as conn:
         entry = ledger.require(conn, migration, ALLOWED, to_do="undo backfill")
         if entry.state == State.EXPANDED:
             return

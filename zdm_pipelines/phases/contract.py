@@ -11,7 +11,7 @@ import psycopg
 
 from zdm_pipelines.changes import Change, bind
 from zdm_pipelines.dialects.postgres.connection import Connection, connected, query, scalar
-from zdm_pipelines.engine import gate, ledger, locks, parity, ranges
+from zdm_pipelines.engine import gate, ledger, locks, parity, ranges, sessions
 from zdm_pipelines.model.errors import GateRefused
 from zdm_pipelines.model.migration import Migration
 from zdm_pipelines.model.states import Phase, State
@@ -34,7 +34,7 @@ def run(
     url: str,
     *,
     more_reasons: Sequence[str] = (),
-    tell: locks.Tell = locks.silent,
+    tell: sessions.Tell = sessions.silent,
     compared: Callable[[int], None] = lambda _: None,
 ) -> Report:
     """From `switched` to `tombstoned`, from there to `contracted`; one stage a run.
@@ -46,7 +46,7 @@ def run(
         GateRefused: with every reason; nothing was changed.
         LockNotAcquired, MigrationBusy, DatabaseUnreachable, OutcomeUnknown
     """
-    return locks.resilient(
+    return sessions.resilient(
         lambda: _Run(migration, url, more_reasons, tell, compared).run(), thing=migration.name, tell=tell
     )
 
@@ -57,7 +57,7 @@ class _Run:
         migration: Migration,
         url: str,
         more_reasons: Sequence[str],
-        tell: locks.Tell,
+        tell: sessions.Tell,
         compared: Callable[[int], None],
     ) -> None:
         self.migration = migration
@@ -71,7 +71,7 @@ class _Run:
 
     def run(self) -> Report:
         begun = time.monotonic()
-        with locks.session(self.url, self.migration, purpose="contract") as conn:
+        with sessions.session(self.url, self.migration, purpose="contract") as conn:
             entry = ledger.find(conn, self.migration.name)
             if entry is not None and entry.state == State.CONTRACTED:
                 summary = "the old column is gone already"
@@ -230,13 +230,13 @@ class _Run:
         return moved, f"the old column is dropped; {self.rows:,} rows agreed to the end"
 
 
-def undo(migration: Migration, url: str, *, tell: locks.Tell = locks.silent) -> None:
+def undo(migration: Migration, url: str, *, tell: sessions.Tell = sessions.silent) -> None:
     """Bring the old column back from its tombstone."""
-    locks.resilient(lambda: _undo(migration, url, tell), thing=migration.name, tell=tell)
+    sessions.resilient(lambda: _undo(migration, url, tell), thing=migration.name, tell=tell)
 
 
-def _undo(migration: Migration, url: str, tell: locks.Tell) -> None:
-    with locks.session(url, migration, purpose="rollback") as conn:
+def _undo(migration: Migration, url: str, tell: sessions.Tell) -> None:
+    with sessions.session(url, migration, purpose="rollback") as conn:
         entry = ledger.require(conn, migration, (State.TOMBSTONED, State.SWITCHED), to_do="undo contract")
         if entry.state == State.SWITCHED:
             return
@@ -264,5 +264,5 @@ def refusals(migration: Migration, url: str) -> list[str]:
     """What stands against contract now, without the comparison of rows; changes nothing."""
     with connected(url, purpose=f"{migration.name} status") as conn:
         entry = ledger.find(conn, migration.name)
-        run_ = _Run(migration, url, (), locks.silent, lambda _: None)
+        run_ = _Run(migration, url, (), sessions.silent, lambda _: None)
         return run_._reasons(conn, entry, run_._change(entry) if entry else None)

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 from zdm_pipelines.changes import bind
 from zdm_pipelines.dialects.postgres.connection import Connection, query
-from zdm_pipelines.engine import ledger, locks, ranges
+from zdm_pipelines.engine import ledger, locks, ranges, sessions
 from zdm_pipelines.model.errors import StateConflict
 from zdm_pipelines.model.migration import Migration
 from zdm_pipelines.model.states import ACTIVE, Phase, State
@@ -21,7 +21,7 @@ def plan(migration: Migration, catalog: Catalog) -> list[Step]:
     return bind(migration, catalog).expand()
 
 
-def run(migration: Migration, url: str, *, look: Look, tell: locks.Tell = locks.silent) -> Report:
+def run(migration: Migration, url: str, *, look: Look, tell: sessions.Tell = sessions.silent) -> Report:
     """Expand, or find it done; then cut the ranges.
 
     Args:
@@ -30,10 +30,10 @@ def run(migration: Migration, url: str, *, look: Look, tell: locks.Tell = locks.
     Raises:
         PreflightError, LockNotAcquired, StateConflict, MigrationBusy, DatabaseUnreachable, OutcomeUnknown
     """
-    return locks.resilient(lambda: _run(migration, url, look, tell), thing=migration.name, tell=tell)
+    return sessions.resilient(lambda: _run(migration, url, look, tell), thing=migration.name, tell=tell)
 
 
-def _run(migration: Migration, url: str, look: Look, tell: locks.Tell) -> Report:
+def _run(migration: Migration, url: str, look: Look, tell: sessions.Tell) -> Report:
     begun = time.monotonic()
     done: list[str] = []
 
@@ -42,7 +42,7 @@ def _run(migration: Migration, url: str, look: Look, tell: locks.Tell) -> Report
         done.append(text)
 
     tries = 0
-    with locks.session(url, migration, purpose="expand") as conn:
+    with sessions.session(url, migration, purpose="expand") as conn:
         entry = ledger.find(conn, migration.name)
         begins = entry is None or entry.state in (State.PLANNED, State.ROLLED_BACK)
         catalog = look(conn, migration) if begins else None  # before the ledger is made: bad input changes nothing
@@ -73,7 +73,9 @@ def _run(migration: Migration, url: str, look: Look, tell: locks.Tell) -> Report
     )
 
 
-def _expand(conn: Connection, migration: Migration, entry: ledger.Entry, note: locks.Tell, tell: locks.Tell) -> int:
+def _expand(
+    conn: Connection, migration: Migration, entry: ledger.Entry, note: sessions.Tell, tell: sessions.Tell
+) -> int:
     steps = bind(migration, entry.catalog, migration_id=entry.id).expand()
 
     def apply() -> None:
@@ -99,17 +101,17 @@ def _expand(conn: Connection, migration: Migration, entry: ledger.Entry, note: l
     return tries
 
 
-def undo(migration: Migration, url: str, *, force: bool = False, tell: locks.Tell = locks.silent) -> None:
+def undo(migration: Migration, url: str, *, force: bool = False, tell: sessions.Tell = sessions.silent) -> None:
     """Remove the new shape: the application's schema is as it was before.
 
     Args:
         force: remove it though new code wrote to it in the last two minutes.
     """
-    locks.resilient(lambda: _undo(migration, url, force, tell), thing=migration.name, tell=tell)
+    sessions.resilient(lambda: _undo(migration, url, force, tell), thing=migration.name, tell=tell)
 
 
-def _undo(migration: Migration, url: str, force: bool, tell: locks.Tell) -> None:
-    with locks.session(url, migration, purpose="rollback") as conn:
+def _undo(migration: Migration, url: str, force: bool, tell: sessions.Tell) -> None:
+    with sessions.session(url, migration, purpose="rollback") as conn:
         entry = ledger.find(conn, migration.name)
         if entry is None or entry.state in (State.PLANNED, State.ROLLED_BACK):
             return

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from zdm_pipelines.dialects.postgres.connection import connected
-from zdm_pipelines.engine import ledger, locks
+from zdm_pipelines.engine import ledger, sessions
 from zdm_pipelines.model.errors import StateConflict
 from zdm_pipelines.model.migration import Migration
 from zdm_pipelines.model.states import State
@@ -33,7 +33,9 @@ _PAST = {
 }
 
 
-def run(migration: Migration, url: str, *, to: State, force: bool = False, tell: locks.Tell = locks.silent) -> State:
+def run(
+    migration: Migration, url: str, *, to: State, force: bool = False, tell: sessions.Tell = sessions.silent
+) -> State:
     """Undo phase by phase until the migration is in state `to`; run again, it goes on.
 
     Args:
@@ -52,7 +54,7 @@ def run(migration: Migration, url: str, *, to: State, force: bool = False, tell:
         State.EXPANDED: lambda: backfill.undo(migration, url, tell=tell),
         State.ROLLED_BACK: lambda: expand.undo(migration, url, force=force, tell=tell),
     }
-    now = locks.resilient(lambda: _state(migration, url), thing=migration.name, tell=tell)
+    now = sessions.resilient(lambda: _state(migration, url), thing=migration.name, tell=tell)
     if now in (State.CONTRACTED, State.PLANNED):
         fact = "is contracted: the old column is gone" if now == State.CONTRACTED else "never began in this database"
         way = "declare a migration the other way round" if now == State.CONTRACTED else "there is nothing to roll back"
@@ -62,10 +64,10 @@ def run(migration: Migration, url: str, *, to: State, force: bool = False, tell:
             migration.name, f"is {now}, before {to}", "roll back to an earlier state, or run its phases"
         )
     for target in TARGETS[: TARGETS.index(to) + 1]:
-        now = locks.resilient(lambda: _state(migration, url), thing=migration.name, tell=tell, reached=True)
+        now = sessions.resilient(lambda: _state(migration, url), thing=migration.name, tell=tell, reached=True)
         if now in _UNDONE_FROM[target]:
-            locks.resilient(undos[target], thing=migration.name, tell=tell, reached=True)
-    return locks.resilient(lambda: _state(migration, url), thing=migration.name, tell=tell, reached=True)
+            sessions.resilient(undos[target], thing=migration.name, tell=tell, reached=True)
+    return sessions.resilient(lambda: _state(migration, url), thing=migration.name, tell=tell, reached=True)
 
 
 def _state(migration: Migration, url: str) -> State:

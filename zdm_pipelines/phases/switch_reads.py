@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 
 from zdm_pipelines.changes import bind
-from zdm_pipelines.engine import gate, ledger, locks
+from zdm_pipelines.engine import gate, ledger, sessions
 from zdm_pipelines.model.errors import SpecError, StateConflict
 from zdm_pipelines.model.migration import Migration
 from zdm_pipelines.model.states import Phase, State
@@ -32,7 +32,7 @@ def _sql(migration: Migration, percent: int) -> str:
     return f"UPDATE zdm.flag SET percent = {percent} WHERE name = '{migration.flag.replace(chr(39), chr(39) * 2)}'"
 
 
-def run(migration: Migration, url: str, *, percent: int | None = None, tell: locks.Tell = locks.silent) -> Report:
+def run(migration: Migration, url: str, *, percent: int | None = None, tell: sessions.Tell = sessions.silent) -> Report:
     """Move the flag.
 
     Args:
@@ -44,12 +44,12 @@ def run(migration: Migration, url: str, *, percent: int | None = None, tell: loc
     """
     if percent is not None and not 0 <= percent <= 100:
         raise SpecError(f"{migration.name} switch_reads", f"percent is {percent}", "give 0 to 100")
-    return locks.resilient(lambda: _run(migration, url, percent, tell), thing=migration.name, tell=tell)
+    return sessions.resilient(lambda: _run(migration, url, percent, tell), thing=migration.name, tell=tell)
 
 
-def _run(migration: Migration, url: str, percent: int | None, tell: locks.Tell) -> Report:
+def _run(migration: Migration, url: str, percent: int | None, tell: sessions.Tell) -> Report:
     begun = time.monotonic()
-    with locks.session(url, migration, purpose="switch reads") as conn:
+    with sessions.session(url, migration, purpose="switch reads") as conn:
         entry = ledger.require(conn, migration, ALLOWED, to_do="switch reads")
         flag = ledger.flag(conn, entry.id)
         if flag is None:
@@ -81,6 +81,6 @@ def _run(migration: Migration, url: str, percent: int | None, tell: locks.Tell) 
     )
 
 
-def undo(migration: Migration, url: str, *, tell: locks.Tell = locks.silent) -> None:
+def undo(migration: Migration, url: str, *, tell: sessions.Tell = sessions.silent) -> None:
     """All reads back to the old shape."""
     run(migration, url, percent=0, tell=tell)

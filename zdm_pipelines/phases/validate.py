@@ -11,7 +11,7 @@ from psycopg import errors
 
 from zdm_pipelines.changes import Change, bind
 from zdm_pipelines.dialects.postgres.connection import Connection, query, safe, scalar
-from zdm_pipelines.engine import ledger, locks, parity, ranges
+from zdm_pipelines.engine import ledger, locks, parity, ranges, sessions
 from zdm_pipelines.model.errors import ParityMismatch, PreflightError, Problem
 from zdm_pipelines.model.migration import Migration
 from zdm_pipelines.model.states import Phase, State
@@ -51,7 +51,7 @@ def run(
     migration: Migration,
     url: str,
     *,
-    tell: locks.Tell = locks.silent,
+    tell: sessions.Tell = sessions.silent,
     compared: Callable[[int], None] = lambda _: None,
 ) -> Report:
     """Run the checks; the report has them, passed or not. The state is `validated` only when all passed.
@@ -62,14 +62,14 @@ def run(
     Raises:
         StateConflict, LockNotAcquired, MappingFailed, MigrationBusy, DatabaseUnreachable, OutcomeUnknown
     """
-    return locks.resilient(lambda: _run(migration, url, tell, compared), thing=migration.name, tell=tell)
+    return sessions.resilient(lambda: _run(migration, url, tell, compared), thing=migration.name, tell=tell)
 
 
-def _run(migration: Migration, url: str, tell: locks.Tell, compared: Callable[[int], None]) -> Report:
+def _run(migration: Migration, url: str, tell: sessions.Tell, compared: Callable[[int], None]) -> Report:
     begun = time.monotonic()
     done: list[str] = []
 
-    with locks.session(url, migration, purpose="validate") as conn:
+    with sessions.session(url, migration, purpose="validate") as conn:
         entry = ledger.require(conn, migration, ALLOWED, to_do="be validated")
         change = bind(migration, entry.catalog, migration_id=entry.id)
         known = ranges.progress(conn, entry.id)
@@ -167,7 +167,7 @@ def _constrain(
     migration: Migration,
     entry: ledger.Entry,
     change: Change,
-    tell: locks.Tell,
+    tell: sessions.Tell,
     done: list[str],
 ) -> tuple[Check, int]:
     """Run the steps that are not done; a step that the data refuses is taken back at once, for it binds writers."""
@@ -199,7 +199,7 @@ def _constrain(
     ), retries
 
 
-def _run_step(conn: Connection, migration: Migration, entry: ledger.Entry, step: Step, tell: locks.Tell) -> int:
+def _run_step(conn: Connection, migration: Migration, entry: ledger.Entry, step: Step, tell: sessions.Tell) -> int:
     thing = f"{migration.name} validate"
     if not step.in_transaction:
         locks.run_alone(conn, step, thing=thing, locks=migration.locks, tell=tell)
@@ -230,13 +230,13 @@ def _settle(conn: Connection, entry: ledger.Entry, checks: list[Check]) -> ledge
         return entry
 
 
-def undo(migration: Migration, url: str, *, tell: locks.Tell = locks.silent) -> None:
+def undo(migration: Migration, url: str, *, tell: sessions.Tell = sessions.silent) -> None:
     """Remove the constraints and indexes; the state goes down first, so that it never claims too much."""
-    locks.resilient(lambda: _undo(migration, url, tell), thing=migration.name, tell=tell)
+    sessions.resilient(lambda: _undo(migration, url, tell), thing=migration.name, tell=tell)
 
 
-def _undo(migration: Migration, url: str, tell: locks.Tell) -> None:
-    with locks.session(url, migration, purpose="rollback") as conn:
+def _undo(migration: Migration, url: str, tell: sessions.Tell) -> None:
+    with sessions.session(url, migration, purpose="rollback") as conn:
         entry = ledger.require(conn, migration, ALLOWED | {State.BACKFILLING}, to_do="undo validate")
         with ledger.transaction(conn):
             ledger.forget_checks(conn, entry.id)

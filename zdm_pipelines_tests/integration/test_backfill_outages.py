@@ -11,7 +11,7 @@ import pytest
 from alembic import command
 
 from zdm_pipelines.dialects.postgres.connection import connected, scalar
-from zdm_pipelines.engine import ledger, locks
+from zdm_pipelines.engine import ledger, sessions
 from zdm_pipelines.model.errors import DatabaseUnreachable
 from zdm_pipelines.model.states import State
 from zdm_pipelines.phases import rollback
@@ -93,7 +93,7 @@ def test_the_database_goes_away_between_two_connections(own_server: Server) -> N
         with connected(url, purpose="second") as conn:
             return int(scalar(conn, "SELECT 42"))
 
-    assert locks.resilient(work, thing="test") == 42
+    assert sessions.resilient(work, thing="test") == 42
     outages[0].result()
 
 
@@ -102,14 +102,14 @@ def test_the_database_goes_away_between_two_undos(own_server: Server, monkeypatc
     people(url, 10)
     walk(replaced(), url, State.VALIDATED)
     outages: list[Background] = []
-    session = locks.session
+    session = sessions.session
 
     def crashing(*args: Any, **options: Any) -> Any:
         if not outages:
             outages.append(away(own_server, 0.5))
         return session(*args, **options)
 
-    monkeypatch.setattr(locks, "session", crashing)
+    monkeypatch.setattr(sessions, "session", crashing)
     assert rollback.run(replaced(), url, to=State.ROLLED_BACK) == State.ROLLED_BACK
     outages[0].result()
 

@@ -12,7 +12,7 @@ import psycopg
 import pytest
 
 from zdm_pipelines.dialects.postgres.connection import connected
-from zdm_pipelines.engine import ledger, locks
+from zdm_pipelines.engine import ledger, sessions
 from zdm_pipelines.engine.batches import Moved
 from zdm_pipelines.model.errors import MigrationBusy, StateConflict
 from zdm_pipelines.model.states import TRANSITIONS, State
@@ -163,11 +163,11 @@ def test_two_runs_of_the_same_range(url: str) -> None:
 
 def test_a_range_that_another_run_keeps(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     expanded(M, url)
-    monkeypatch.setattr(locks, "BUSY_SECONDS", 0.3)
-    monkeypatch.setattr(locks.take, "__kwdefaults__", {"shared": False, "wait": 0.3})
+    monkeypatch.setattr(sessions, "BUSY_SECONDS", 0.3)
+    monkeypatch.setattr(sessions.take, "__kwdefaults__", {"shared": False, "wait": 0.3})
     with connected(url, purpose="other run") as conn:
         (identity,) = sql(url, "SELECT id FROM zdm.migration")[0]
-        assert locks.take(conn, f"zdm:range:{identity}:1")
+        assert sessions.take(conn, f"zdm:range:{identity}:1")
         with pytest.raises(MigrationBusy, match="000001-from-start"):
             backfilled(M, url, partitions=["000001-from-start"])
 
@@ -204,7 +204,7 @@ def test_max_parallel_holds_over_all_runs(url: str) -> None:
 
 
 def test_a_phase_while_a_range_is_moved(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(locks.take, "__kwdefaults__", {"shared": False, "wait": 0.3})
+    monkeypatch.setattr(sessions.take, "__kwdefaults__", {"shared": False, "wait": 0.3})
     expanded(M, url)
     go_on = threading.Event()
     job = Background(lambda: backfilled(M, url, batch=lambda _: go_on.wait(30)))
