@@ -65,6 +65,14 @@ class ReplaceColumnChange:
                 undo=f"DROP FUNCTION IF EXISTS {sql.function}()",
             ),
         ]
+        steps.append(
+            Step(
+                name="let nobody else use the sync function",
+                sql=f"REVOKE ALL ON FUNCTION {sql.function}() FROM PUBLIC",
+                reason="it runs with its owner's rights; firing a trigger needs no right to it",
+                lock="none",
+            )
+        )
         for event in ("insert", "update"):
             trigger = quote(sql.trigger(event))
             steps.append(

@@ -225,7 +225,10 @@ class RangeWorker:
             query(
                 self.conn,
                 "SELECT set_config('synchronous_commit', 'off', true), set_config('zdm.backfill', 'on', true), "
-                "set_config('lock_timeout', $1, true)",
+                "set_config('lock_timeout', $1, true), "
+                # A batch goes by the key's index, whatever the statistics say of a table that changes under them.
+                "set_config('enable_seqscan', 'off', true), set_config('enable_hashjoin', 'off', true), "
+                "set_config('enable_mergejoin', 'off', true)",
                 [f"{round(lock_timeout * 1000)}ms"],
             )
             rows = self.conn.execute(sql.encode(), params).rowcount

@@ -131,7 +131,8 @@ def reasons(
         found.append("it was expanded with another declaration: put defs.yaml back as it was, or roll back")
     if entry.state in (State.PLANNED, State.ROLLED_BACK, State.CONTRACTED):
         return found
-    found += _progress_reasons(conn, entry)
+    again = "; roll back to switched first" if entry.state == State.TOMBSTONED else ""
+    found += [reason + again for reason in _progress_reasons(conn, entry)]
     found += _window_reasons(conn, entry, migration)
     if entry.state == State.TOMBSTONED:
         assert entry.tombstoned_at is not None  # entered together with the state

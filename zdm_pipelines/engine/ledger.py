@@ -337,7 +337,7 @@ def create_flag(conn: Connection, migration_id: int, name: str) -> None:
     taken = scalar(
         conn,
         "INSERT INTO zdm.flag (name, migration_id) VALUES ($1, $2) ON CONFLICT (name) DO UPDATE SET percent = 0, "
-        "retired = false, changed_at = clock_timestamp() WHERE zdm.flag.migration_id = $2 RETURNING name",
+        "retired = false, changed_at = '-infinity' WHERE zdm.flag.migration_id = $2 RETURNING name",
         [name, migration_id],
     )
     if taken is None:
@@ -348,9 +348,20 @@ def set_flag(conn: Connection, migration_id: int, percent: int, *, retired: bool
     """Move a flag."""
     query(
         conn,
-        "UPDATE zdm.flag SET percent = $2, retired = $3, changed_at = clock_timestamp() WHERE migration_id = $1",
+        "UPDATE zdm.flag SET percent = $2, retired = $3, changed_at = clock_timestamp() WHERE migration_id = $1 "
+        "AND (percent, retired) <> ($2::int, $3)",
         [migration_id, percent, retired],
     )
+
+
+def flag_settled(conn: Connection, migration_id: int, *, seconds: float) -> bool:
+    """Whether every client has had `seconds` to see the flag as it is."""
+    moved = scalar(
+        conn,
+        "SELECT changed_at > clock_timestamp() - make_interval(secs => $2) FROM zdm.flag WHERE migration_id = $1",
+        [migration_id, seconds],
+    )
+    return not moved
 
 
 def drop_flag(conn: Connection, migration_id: int) -> None:
@@ -359,17 +370,17 @@ def drop_flag(conn: Connection, migration_id: int) -> None:
 
 
 # Who names the old column in a write, alone or beside the new one, fails once it is renamed; likewise the new shape.
-OLD_SHAPE = ("old", "both")
-NEW_SHAPE = ("new", "both")
+OLD_SHAPE = "wrote IN ('old', 'both')"
+NEW_SHAPE = "wrote IN ('new', 'both')"
 
 
-def writers(conn: Connection, migration_id: int, wrote: Sequence[str], *, within: float) -> list[str]:
-    """Who wrote a shape (old, new, both) in the last `within` seconds, latest first."""
+def writers(conn: Connection, migration_id: int, shape: str, *, within: float) -> list[str]:
+    """Who wrote a shape (OLD_SHAPE or NEW_SHAPE) in the last `within` seconds, latest first; by an index of its own."""
     rows = query(
         conn,
         "SELECT application_name, login, max(at), clock_timestamp() - max(at) FROM zdm.writer WHERE migration_id = $1 "
-        "AND wrote = ANY ($3) AND at > clock_timestamp() - make_interval(secs => $2) GROUP BY 1, 2 ORDER BY 3 DESC",
-        [migration_id, within, list(wrote)],
+        f"AND {shape} AND at > clock_timestamp() - make_interval(secs => $2) GROUP BY 1, 2 ORDER BY 3 DESC",
+        [migration_id, within],
     )
     return [
         f"{name or 'unnamed application'} (role {login}), {ago.total_seconds():.0f} s ago"

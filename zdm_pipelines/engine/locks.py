@@ -48,11 +48,13 @@ WHERE l.relation = $1 AND l.granted AND l.pid <> pg_backend_pid()
 ORDER BY 4 DESC NULLS LAST LIMIT 3"""
 
 
+# Foreign keys are added and dropped under locks on the table they refer to, too.
 # Whoever holds the table for longer than a try may wait will most likely still hold it then. What other roles do is
 # hidden from a role without pg_read_all_stats: then only the lock time-out tells.
 _OLD_HOLDER = """
 SELECT EXISTS (SELECT 1 FROM pg_locks l JOIN pg_stat_activity a ON a.pid = l.pid
-  WHERE l.relation = $1 AND l.granted AND l.pid <> pg_backend_pid()
+  WHERE l.granted AND l.pid <> pg_backend_pid()
+    AND (l.relation = $1 OR l.relation IN (SELECT confrelid FROM pg_constraint WHERE conrelid = $1 AND contype = 'f'))
     AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database())
     AND a.xact_start < clock_timestamp() - make_interval(secs => $2))"""
 
@@ -61,7 +63,7 @@ class _HeldForLong(Exception):
     """A transaction older than a try may wait holds the table."""
 
 
-_TRY_AGAIN = (errors.LockNotAvailable, errors.DeadlockDetected, errors.QueryCanceled, _HeldForLong)
+_TRY_AGAIN = (errors.LockNotAvailable, errors.DeadlockDetected, _HeldForLong)
 
 
 def holders(conn: Connection, oid: int) -> str:
@@ -81,6 +83,7 @@ def change_schema(
     table: TableName,
     oid: int,
     locks: Locks,
+    before: Callable[[], object] = lambda: None,
     tell: Tell = silent,
 ) -> tuple[T, int]:
     """Run one short DDL transaction; when its lock is not had in time, let the application pass and try again.
@@ -90,6 +93,7 @@ def change_schema(
     so does not even ask; then it waits `locks.timeout` at most, and longer from try to try in between.
 
     Args:
+        before: what makes the time under the lock short; run before each try, without any lock.
         work: the statements; run inside a transaction with its time-outs set, again from the start at each try.
 
     Returns:
@@ -103,6 +107,7 @@ def change_schema(
 
     def attempt() -> T:
         nonlocal failed, blocked_by
+        before()
         try:
             with conn.transaction():
                 _limit(conn, lock=_HARMLESS_SECONDS, statement=_HARMLESS_SECONDS + _HOLD_SECONDS)

@@ -6,10 +6,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
-import psycopg
-
-from zdm_pipelines.dialects.postgres.connection import Connection, of_data, query, safe
-from zdm_pipelines.model.errors import MappingFailed
+from zdm_pipelines.dialects.postgres.connection import Connection, mapping, query
 from zdm_pipelines.model.values import Key, KeyRange, Parity
 
 CATEGORIES = ("missing", "extra", "different")
@@ -47,12 +44,8 @@ def compare(
     bad: list[str] = []
     for one in ranges:
         statement, params = sql.compare(one.lower, one.upper)
-        try:
+        with mapping(f"{name} range {one.partition}"):
             counts = dict(zip(totals, query(conn, statement, params)[0], strict=True))
-        except psycopg.Error as error:
-            if not of_data(error):
-                raise
-            raise _failed(name, one, error) from None
         for what, count in counts.items():
             totals[what] += count
         if any(counts[c] for c in CATEGORIES):
@@ -60,19 +53,12 @@ def compare(
             for category in CATEGORIES:
                 if counts[category] and len(found[category]) < _FIRST_KEYS:
                     statement, params = sql.mismatched_keys(category, one.lower, one.upper, limit=_FIRST_KEYS)
-                    found[category] += [tuple(k) for (k,) in query(conn, statement, params)]
+                    with mapping(f"{name} range {one.partition}"):
+                        found[category] += [tuple(k) for (k,) in query(conn, statement, params)]
         tell(counts["rows"])
     return Parity(
         seconds=time.monotonic() - begun,
         keys={c: tuple(k[:_FIRST_KEYS]) for c, k in found.items() if k},
         partitions=tuple(bad),
         **totals,
-    )
-
-
-def _failed(name: str, one: KeyRange, error: psycopg.Error) -> MappingFailed:
-    return MappingFailed(
-        f"{name} range {one.partition}",
-        f"up or down fails for a row: {safe(error)}",
-        "correct that row, or the expression after a rollback",
     )

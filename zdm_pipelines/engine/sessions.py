@@ -9,7 +9,7 @@ from typing import TypeVar
 
 import psycopg
 from psycopg import errors
-from tenacity import Retrying, retry_if_exception, stop_after_delay, wait_random_exponential
+from tenacity import RetryCallState, Retrying, retry_if_exception, wait_random_exponential
 
 from zdm_pipelines.dialects.postgres.connection import (
     Connection,
@@ -31,6 +31,8 @@ Tell = Callable[[str], None]
 BUSY_SECONDS = 15.0
 # How long a phase outlasts a database that restarts or fails over.
 LOST_SECONDS = 120.0
+# A statement of ours that ends the server each time must not be sent for ever.
+_LOSSES = 5
 
 
 def silent(_: str) -> None:
@@ -99,10 +101,11 @@ def resilient(
         OutcomeUnknown: it was lost and did not come back.
     """
 
-    begun = time.monotonic()
+    begun = away_since = time.monotonic()
+    losses = 0
 
     def attempt() -> T:
-        nonlocal reached
+        nonlocal reached, away_since, losses
         try:
             return work()
         except DatabaseUnreachable as error:
@@ -114,13 +117,17 @@ def resilient(
         except errors.QueryCanceled as error:
             raise ZdmError(thing, f"a statement was cancelled ({safe(error)})", "run it again: it goes on") from None
         except psycopg.Error as error:
-            reached = reached or lost(error)
+            if lost(error):
+                reached, away_since, losses = True, time.monotonic(), losses + 1
             raise
+
+    def enough(_: RetryCallState) -> bool:
+        return losses > _LOSSES or time.monotonic() - away_since > give_up_after
 
     retrying = Retrying(
         retry=retry_if_exception(lambda e: reached and lost(e)),
         wait=wait_random_exponential(multiplier=0.2, max=5),
-        stop=stop_after_delay(give_up_after),
+        stop=enough,
         reraise=True,
         before_sleep=lambda s: tell(
             f"database lost, looking again in {s.next_action.sleep if s.next_action else 0:.1f} s"
@@ -131,5 +138,5 @@ def resilient(
     except (psycopg.Error, DatabaseUnreachable) as error:
         if not (reached and lost(error)):
             raise
-        fact = f"the database was lost and did not come back within {give_up_after:.0f} s"
+        fact = f"the database was lost {losses} times or did not come back within {give_up_after:.0f} s"
         raise OutcomeUnknown(thing, fact, "run it again: it finds out what was done") from None

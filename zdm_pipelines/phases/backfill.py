@@ -82,12 +82,8 @@ def _begin(
 ) -> tuple[ledger.Entry, list[KeyRange]]:
     with sessions.session(url, migration, purpose="backfill", shared=True) as conn:
         entry = ledger.require(conn, migration, ALLOWED, to_do="be backfilled")
-        if repair and entry.state in (State.SWITCHING, State.SWITCHED):
-            raise StateConflict(
-                migration.name,
-                "serves reads from the new shape, which is the truth now",
-                "roll back to validated before a repair from the old shape",
-            )
+        if repair:
+            _refuse_repair(conn, entry)
         known = ranges.progress(conn, entry.id)
         if partitions is None:
             wanted = [r.range for r in known if repair or not r.done]
@@ -101,6 +97,17 @@ def _begin(
                 )
             wanted = [by_key[p] for p in partitions]
         return entry, wanted
+
+
+def _refuse_repair(conn: Connection, entry: ledger.Entry) -> None:
+    """The old shape is the truth only while nobody reads the new one."""
+    flag = ledger.flag(conn, entry.id)
+    if flag is not None and flag.percent > 0:
+        raise StateConflict(
+            entry.name,
+            f"serves {flag.percent} % of reads from the new shape, which is the truth for them",
+            "bring all reads back first: switch_reads with percent 0, or roll back to backfilled",
+        )
 
 
 def _finish(migration: Migration, url: str) -> State:
@@ -213,6 +220,8 @@ class _Job:
                     "wait for it, or cancel it",
                 )
             entry = ledger.require(conn, self.migration, ALLOWED, to_do="be backfilled")
+            if self.repair:
+                _refuse_repair(conn, entry)
             if entry.state == State.EXPANDED:
                 entry_state = _move(conn, entry, State.BACKFILLING, "backfill began")
             else:

@@ -10,7 +10,7 @@ from datetime import datetime, timedelta
 import psycopg
 
 from zdm_pipelines.changes import Change, bind
-from zdm_pipelines.dialects.postgres.connection import Connection, connected, query, scalar
+from zdm_pipelines.dialects.postgres.connection import Connection, connected, mapping, query, scalar
 from zdm_pipelines.engine import gate, ledger, locks, parity, ranges, sessions
 from zdm_pipelines.model.errors import GateRefused
 from zdm_pipelines.model.migration import Migration
@@ -46,9 +46,8 @@ def run(
         GateRefused: with every reason; nothing was changed.
         LockNotAcquired, MigrationBusy, DatabaseUnreachable, OutcomeUnknown
     """
-    return sessions.resilient(
-        lambda: _Run(migration, url, more_reasons, tell, compared).run(), thing=migration.name, tell=tell
-    )
+    job = _Run(migration, url, more_reasons, tell, compared)
+    return sessions.resilient(job.run, thing=migration.name, tell=tell)
 
 
 class _Run:
@@ -65,6 +64,7 @@ class _Run:
         self.more_reasons = more_reasons
         self.tell = tell
         self.compared = compared
+        self.began_in: State | None = None  # kept when the database is lost and the run goes on
         self.done: list[str] = []
         self.retries = 0
         self.rows = 0
@@ -73,8 +73,13 @@ class _Run:
         begun = time.monotonic()
         with sessions.session(self.url, self.migration, purpose="contract") as conn:
             entry = ledger.find(conn, self.migration.name)
+            if entry is not None and self.began_in is None:
+                self.began_in = entry.state
             if entry is not None and entry.state == State.CONTRACTED:
                 summary = "the old column is gone already"
+            elif entry is not None and (self.began_in, entry.state) == (State.SWITCHED, State.TOMBSTONED):
+                # The connection was lost as this run's rename was committed: one stage a run, and this was it.
+                summary = self._tombstoned(entry)
             else:
                 try:
                     entry, summary = self._stage(conn, entry)
@@ -140,7 +145,6 @@ class _Run:
                 thing=f"{self.migration.name} contract",
             )
             self._compare(conn, entry, change)
-            self._drain(conn, entry, change)
             moved, tries = locks.change_schema(
                 conn,
                 lambda: self._rename(conn, entry, change, until, marks),
@@ -148,20 +152,30 @@ class _Run:
                 table=entry.catalog.table,
                 oid=entry.catalog.oid,
                 locks=self.migration.locks,
+                before=lambda: self._drain(conn, entry, change),
                 tell=self.tell,
             )
         except BaseException:
-            with contextlib.suppress(psycopg.Error):
-                conn.execute(track.undo.encode())
-                query(conn, "DELETE FROM zdm.touched WHERE migration_id = $1", [entry.id])
+            self._untrack(conn, entry, track)
             raise
         self.retries += tries
         self.done += [step.sql for step in change.tombstone()]
+        return moved, self._tombstoned(moved)
+
+    def _untrack(self, conn: Connection, entry: ledger.Entry, track: Step) -> None:
+        """Stop recording, unless the rename was committed: then the function is the tombstone's already."""
+        with contextlib.suppress(psycopg.Error), conn.transaction():
+            same = "SELECT 1 FROM zdm.migration WHERE id = $1 AND version = $2 FOR UPDATE"
+            if query(conn, same, [entry.id, entry.version]):
+                conn.execute(track.undo.encode())
+                query(conn, "DELETE FROM zdm.touched WHERE migration_id = $1", [entry.id])
+
+    def _tombstoned(self, entry: ledger.Entry) -> str:
         kept = timedelta(seconds=self.migration.contract.tombstone_window)
-        assert moved.tombstoned_at is not None  # entered together with the state
-        return moved, (
+        assert entry.tombstoned_at is not None  # entered together with the state
+        return (
             f"parity proven over {self.rows:,} rows and again under the lock; the old column is out of sight and may "
-            f"be dropped by another run after {moved.tombstoned_at + kept:%Y-%m-%d %H:%M:%S %Z}"
+            f"be dropped by another run after {entry.tombstoned_at + kept:%Y-%m-%d %H:%M:%S %Z}"
         )
 
     def _step(self, conn: Connection, sql: str) -> None:
@@ -172,11 +186,18 @@ class _Run:
     def _drain(self, conn: Connection, entry: ledger.Entry, change: Change) -> None:
         """Compare what was written during the scan before the lock is asked for, until little is left."""
         for _ in range(_DRAINS):
-            if self._touched(conn, entry, change) <= _FEW:
+            taken = self._touched(conn, entry, change)
+            if taken > _FEW:
+                query(conn, "VACUUM (TRUNCATE false) zdm.touched")  # else the next look reads the dead rows again
+            else:
                 return
+        raise GateRefused(
+            self.migration.name, ["the application writes faster than that can be compared: try when it is quieter"]
+        )
 
     def _touched(self, conn: Connection, entry: ledger.Entry, change: Change) -> int:
-        taken, disagreeing = query(conn, change.touched_disagreeing(), [entry.id])[0]
+        with mapping(f"{self.migration.name} contract"):
+            taken, disagreeing = query(conn, change.touched_disagreeing(), [entry.id])[0]
         if disagreeing:
             raise GateRefused(
                 self.migration.name,
@@ -213,7 +234,6 @@ class _Run:
                 raise GateRefused(self.migration.name, reasons)
             locks.run_steps(conn, change.drop())
             ledger.set_flag(conn, entry.id, 100, retired=True)
-            ledger.forget_writes(conn, entry.id)
             return ledger.move(conn, entry, State.CONTRACTED, what="old column dropped")
 
         moved, tries = locks.change_schema(
@@ -226,6 +246,7 @@ class _Run:
             tell=self.tell,
         )
         self.retries += tries
+        ledger.forget_writes(conn, entry.id)  # not under the lock: it may be many rows
         self.done += [step.sql for step in change.drop()]
         return moved, f"the old column is dropped; {self.rows:,} rows agreed to the end"
 

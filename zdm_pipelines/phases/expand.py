@@ -125,6 +125,10 @@ def _undo(migration: Migration, url: str, force: bool, tell: sessions.Tell) -> N
             )
         steps = bind(migration, entry.catalog, migration_id=entry.id).expand()
 
+        # Applications keep a flag's last value: all must have read that it is 0 before the column goes.
+        while not ledger.flag_settled(conn, entry.id, seconds=FLAG_SECONDS):
+            time.sleep(0.1)
+
         def apply() -> None:
             for step in reversed(steps):
                 if step.undo:
@@ -132,7 +136,6 @@ def _undo(migration: Migration, url: str, force: bool, tell: sessions.Tell) -> N
                     conn.execute(step.undo.encode())
             ledger.drop_flag(conn, entry.id)
             ledger.forget_checks(conn, entry.id)
-            ledger.forget_writes(conn, entry.id)
             query(conn, "DELETE FROM zdm.range WHERE migration_id = $1", [entry.id])
             ledger.move(conn, entry, State.ROLLED_BACK, what="rolled back")
 
@@ -145,7 +148,10 @@ def _undo(migration: Migration, url: str, force: bool, tell: sessions.Tell) -> N
             locks=migration.locks,
             tell=tell,
         )
+        ledger.forget_writes(conn, entry.id)  # not under the lock: it may be many rows
 
 
 # The sync trigger notes each session once a minute: two minutes miss nobody who writes more often.
 _NEW_CODE_SECONDS = 120.0
+# Longer than clients keep a flag (one second) and take to read it (another) together.
+FLAG_SECONDS = 4.0

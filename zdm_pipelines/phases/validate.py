@@ -10,7 +10,7 @@ import psycopg
 from psycopg import errors
 
 from zdm_pipelines.changes import Change, bind
-from zdm_pipelines.dialects.postgres.connection import Connection, query, safe, scalar
+from zdm_pipelines.dialects.postgres.connection import Connection, mapping, of_data, query, safe, scalar
 from zdm_pipelines.engine import ledger, locks, parity, ranges, sessions
 from zdm_pipelines.model.errors import ParityMismatch, PreflightError, Problem
 from zdm_pipelines.model.migration import Migration
@@ -75,7 +75,7 @@ def _run(migration: Migration, url: str, tell: sessions.Tell, compared: Callable
         known = ranges.progress(conn, entry.id)
         verdict = parity.compare(conn, migration.name, change, [r.range for r in known], tell=compared)
         done.append(change.compare(None, None)[0])
-        complete = _complete(conn, change, known)
+        complete = _complete(conn, migration.name, change, known)
         checks = [_parity_check(verdict), complete]
         retries = 0
         if all(c.passed for c in checks):
@@ -144,10 +144,11 @@ def _parity_check(verdict: Parity) -> Check:
     return Check(name="parity", passed=verdict.agrees, summary=verdict.describe(), facts=facts)
 
 
-def _complete(conn: Connection, change: Change, known: list[RangeProgress]) -> Check:
+def _complete(conn: Connection, name: str, change: Change, known: list[RangeProgress]) -> Check:
     left = [r.range.partition for r in known if not r.done]
     sql, params = change.count_unmoved(None, None)
-    unmoved = int(query(conn, sql, params)[0][0])
+    with mapping(name):
+        unmoved = int(query(conn, sql, params)[0][0])
     passed = not left and unmoved == 0
     summary = (
         "every range is done and no row is left"
@@ -185,7 +186,9 @@ def _constrain(
         begun.append(step)
         try:
             retries += _run_step(conn, migration, entry, step, tell)
-        except (errors.IntegrityError, errors.DataError, errors.ProgramLimitExceeded) as error:
+        except psycopg.Error as error:
+            if not of_data(error) and not isinstance(error, errors.ProgramLimitExceeded):
+                raise
             for taken in reversed([s for s in begun if s.undo]):
                 with contextlib.suppress(psycopg.Error):
                     _run_step(conn, migration, entry, taken.undoing(), tell)

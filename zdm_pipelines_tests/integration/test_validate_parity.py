@@ -82,7 +82,7 @@ def test_repair_is_refused_once_reads_are_switched(database: str) -> None:
     people(database, 10)
     m = replaced()
     walk(m, database, State.SWITCHED)
-    with pytest.raises(StateConflict, match="the truth now"):
+    with pytest.raises(StateConflict, match="is the truth"):
         backfilled(m, database, repair=True)
 
 

@@ -12,7 +12,7 @@ import psycopg
 from psycopg.conninfo import conninfo_to_dict
 from psycopg.rows import TupleRow
 
-from zdm_pipelines.model.errors import DatabaseUnreachable, MissingPrivilege, Problem
+from zdm_pipelines.model.errors import DatabaseUnreachable, MappingFailed, MissingPrivilege, Problem
 
 Connection = psycopg.Connection[TupleRow]
 
@@ -181,6 +181,22 @@ def safe(error: psycopg.Error) -> str:
     if of_data(error):
         return f"{type(error).__name__} (SQLSTATE {state})"
     return (error.diag.message_primary or str(error)).strip()
+
+
+@contextmanager
+def mapping(thing: str) -> Iterator[None]:
+    """Statements that evaluate `up` or `down`: what they raise over a row is told without the row's values.
+
+    Raises:
+        MappingFailed: one of them raised.
+    """
+    try:
+        yield
+    except psycopg.Error as error:
+        if not of_data(error):
+            raise
+        fact = f"up or down fails for a row: {safe(error)}"
+        raise MappingFailed(thing, fact, "correct that row, or the expression after a rollback") from None
 
 
 def problem(error: psycopg.Error, thing: str, way_out: str) -> Problem:

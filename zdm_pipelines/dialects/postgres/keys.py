@@ -38,6 +38,10 @@ def between(
     params: list[list[str]] = []
     for value, operator in ((lower, ">="), (upper, "<")):
         if value is not None:
-            parts.append(f"{row(key)} {operator} {bound(key, first + len(params))}")
+            number = first + len(params)
+            parts.append(f"{row(key)} {operator} {bound(key, number)}")
+            if len(key) > 1:
+                # Implied; without it the planner does not see an interval and may read the whole table.
+                parts.append(f"{columns(key[:1])} {operator.rstrip('=')}= (${number}::text[])[1]::{key[0].type}")
             params.append(list(value))
     return " AND ".join(parts) or "true", params

@@ -154,7 +154,9 @@ BEGIN
     wrote := CASE WHEN NEW.{quote(self.new)} IS NOT NULL THEN CASE WHEN {old_unset} THEN 'new' ELSE 'both' END
                   WHEN {old_unset} THEN 'neither' ELSE 'old' END;
   ELSE
-    wrote := CASE {unset}WHEN NOT ({self._changed((self.new,))}) THEN 'old'
+    wrote := CASE WHEN NOT ({self._changed((*self.old_shape, self.new))})
+                  THEN CASE WHEN NEW.{quote(self.new)} IS NULL THEN 'neither' ELSE 'nothing' END
+                  {unset}WHEN NOT ({self._changed((self.new,))}) THEN 'old'
                   WHEN NOT ({self._changed(self.old_shape)}) THEN 'new' ELSE 'both' END;
   END IF;
   BEGIN
@@ -166,7 +168,7 @@ BEGIN
         FROM {self.row_source(self.catalog.down_inputs, record="NEW")};
     END IF;
   EXCEPTION WHEN others THEN
-    -- The application's write goes through; a mapping that fails is for validate to find and for people to mend.
+    -- The application's write goes through, until NOT NULL is set; validate finds such rows, for people to mend.
     failed := SQLSTATE;
     IF wrote IN ('old', 'neither') THEN
       NEW.{quote(self.new)} := NULL;
@@ -174,7 +176,7 @@ BEGIN
   END;{track}
   -- Once a minute and session: exact about who, cheap, and two sessions never wait for each other.
   minute := coalesce(failed, '') || (extract(epoch FROM statement_timestamp())::bigint / 60)::text;
-  IF wrote <> 'neither' AND current_setting({noted}, true) IS DISTINCT FROM minute THEN
+  IF wrote NOT IN ('neither', 'nothing') AND current_setting({noted}, true) IS DISTINCT FROM minute THEN
     PERFORM set_config({noted}, minute, false);
     INSERT INTO zdm.writer (migration_id, wrote, failed, application_name, login)
     VALUES ({self.migration_id}, wrote, failed, current_setting('application_name'), session_user);
@@ -186,7 +188,10 @@ END $zdm_sync$"""
         """The trigger for INSERT or UPDATE; unrelated updates and our own backfill never enter the function."""
         condition = f"coalesce(current_setting('{BACKFILL_SETTING}', true), '') = ''"
         if event == "update":
-            watched = tuple(dict.fromkeys((*self.old_shape, self.new)))
+            # The key and what `down` reads, too: such a row is recorded while contract compares, and one that was
+            # never moved is moved before it slips into a range that was.
+            names = (*self.old_shape, self.new, *(c.name for c in self.catalog.key), *self.catalog.down_inputs)
+            watched = tuple(dict.fromkeys(names))
             condition = f"{self._changed(watched)} AND {condition}"
         return (
             f"CREATE TRIGGER {quote(self.trigger(event))} BEFORE {event.upper()} ON {self.table} "

@@ -118,6 +118,11 @@ class _Survey:
             )
         if old in self.catalog.key:
             self.refuse(thing, "is part of the primary key", "replace_column needs a key that stays as it is")
+        for column in self.catalog.key:
+            if column.generated:
+                self.refuse(
+                    f"key column {quote(column.name)}", "is generated, and a trigger sees it empty", "use a plain key"
+                )
         if any(c.name == self.new.name for c in self.catalog.columns):
             self.refuse(f"column {quote(self.new.name)} of {table}", "exists already", "choose another name for new")
         for name, other in query(self.conn, _REFERENCED, [self.catalog.oid, old.number]):
@@ -270,8 +275,12 @@ class _Survey:
                         "up(down(NULL)) is not NULL or up and down read further columns",
                         "declare nullable: false, or let up and down read one column each and keep NULL as NULL",
                     )
-        except psycopg.Error:
-            self.warnings.append("up or down fails on NULL")
+        except psycopg.Error as error:
+            if self.new.nullable:
+                fact = f"is nullable, and up or down fails on NULL ({safe(error)})"
+                self.refuse(f"new column {new}", fact, "let both take NULL, or declare nullable: false")
+            else:
+                self.warnings.append("up or down fails on NULL")
 
 
 def survey(conn: Connection, migration: Migration) -> tuple[Catalog, list[Problem]]:

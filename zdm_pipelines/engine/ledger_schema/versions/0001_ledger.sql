@@ -51,7 +51,7 @@ CREATE TABLE zdm.flag (
   migration_id bigint NOT NULL REFERENCES zdm.migration,
   percent smallint NOT NULL DEFAULT 0 CHECK (percent BETWEEN 0 AND 100),
   retired boolean NOT NULL DEFAULT false,
-  changed_at timestamptz NOT NULL DEFAULT clock_timestamp()
+  changed_at timestamptz NOT NULL DEFAULT '-infinity'  -- when the percentage moved last
 );
 
 -- Who writes which shape, once a minute and session; those who write the old one are stragglers.
@@ -64,7 +64,8 @@ CREATE TABLE zdm.writer (
   application_name text NOT NULL,
   login text NOT NULL
 );
-CREATE INDEX writer_latest ON zdm.writer (migration_id, at);
+CREATE INDEX writer_latest_old ON zdm.writer (migration_id, at) WHERE wrote IN ('old', 'both');
+CREATE INDEX writer_latest_new ON zdm.writer (migration_id, at) WHERE wrote IN ('new', 'both');
 
 -- Keys written while contract proves parity, likewise.
 CREATE TABLE zdm.touched (
