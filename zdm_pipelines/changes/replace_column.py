@@ -22,7 +22,6 @@ class ReplaceColumnChange:
     def __init__(self, migration: Migration, catalog: Catalog, migration_id: int, *, tombstoned: bool = False) -> None:
         self._migration = migration
         self._catalog = catalog
-        self._id = migration_id
         self._sql = ReplaceColumnSql(
             name=migration.name,
             migration_id=migration_id,

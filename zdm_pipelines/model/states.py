@@ -58,12 +58,3 @@ TRANSITIONS: dict[State, frozenset[State]] = {
 
 # States in which the table carries our trigger: no second migration may start on it.
 ACTIVE = frozenset(State) - {_S.PLANNED, _S.CONTRACTED, _S.ROLLED_BACK}
-
-# Where undoing a phase leads: the state that held before it ran.
-BEFORE: dict[Phase, State] = {
-    Phase.EXPAND: _S.ROLLED_BACK,
-    Phase.BACKFILL: _S.EXPANDED,
-    Phase.VALIDATE: _S.BACKFILLED,
-    Phase.SWITCH_READS: _S.VALIDATED,
-    Phase.CONTRACT: _S.SWITCHED,
-}

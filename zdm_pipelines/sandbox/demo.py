@@ -39,7 +39,6 @@ class Outcome:
 
     rows: int
     seconds: dict[str, float] = field(default_factory=dict)
-    refusal: str = ""
     problems: list[str] = field(default_factory=list)
     traffic: TrafficReport | None = None
     parity: dict[str, Any] = field(default_factory=dict)
@@ -155,7 +154,6 @@ class Demo:
         outcome = self.dagster.wait(self.dagster.launch([NAME, "contract"]))
         if outcome.status != "FAILURE":
             raise SandboxError(f"{NAME}/contract", "was not refused though reads are at 10 %", "do not trust this gate")
-        self.outcome.refusal = outcome.problem
         reasons = [line.strip(" -") for line in outcome.problem.splitlines() if line.strip().startswith("-")]
         console.print("  contract, tried too early, is refused: " + (reasons[0] if reasons else outcome.problem))
 

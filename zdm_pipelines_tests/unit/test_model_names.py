@@ -6,7 +6,7 @@ import pytest
 
 from zdm_pipelines.model.migration import seconds
 from zdm_pipelines.model.names import NAME_BYTES, TableName, fitted, quote
-from zdm_pipelines.model.states import ACTIVE, BEFORE, TRANSITIONS, State
+from zdm_pipelines.model.states import ACTIVE, TRANSITIONS, State
 
 
 @pytest.mark.parametrize(
@@ -65,4 +65,3 @@ def test_states() -> None:
     assert {s for s in State if State.TOMBSTONED in TRANSITIONS[s]} == {State.SWITCHED}
     assert State.TOMBSTONED not in {s for s in State if State.ROLLED_BACK in TRANSITIONS[s]}
     assert set(State) - ACTIVE == {State.PLANNED, State.CONTRACTED, State.ROLLED_BACK}
-    assert all(before in State for before in BEFORE.values())
