@@ -6,6 +6,7 @@ import contextlib
 import random
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -15,11 +16,10 @@ from psycopg import errors
 from zdm_pipelines.dialects.postgres import keys
 from zdm_pipelines.dialects.postgres.connection import Connection, of_data, query, safe, scalar
 from zdm_pipelines.engine.locks import holders
+from zdm_pipelines.engine.pace import Pace
 from zdm_pipelines.model.errors import LockNotAcquired, MappingFailed, MigrationBusy
-from zdm_pipelines.model.migration import Backfill
 from zdm_pipelines.model.values import Catalog, Key, KeyRange
 
-SMALLEST = 10  # rows; below it the cost of a transaction is all there is
 _REVISIT_SECONDS = 0.2  # first pause before rows that the application held are tried again
 _LONGEST_REVISIT = 5.0
 _FEW = 50  # rows that are worth queueing for one by one
@@ -58,20 +58,22 @@ class Moved:
 Tell = Callable[[Moved], None]
 
 
-class Pace:
-    """Batch size: starts at `batch_rows`, halves when a batch is slower than the target, grows back slowly."""
+class Control(Protocol):
+    """What stands above the workers of a run: when, how much, and with what rest."""
 
-    def __init__(self, declared: Backfill) -> None:
-        self.most = declared.batch_rows
-        self.rows = declared.batch_rows
-        self.target = declared.batch_target
+    pace: Pace
 
-    def took(self, seconds: float) -> None:
-        """Learn from a batch."""
-        if seconds > self.target:
-            self.rows = max(min(SMALLEST, self.most), self.rows // 2)
-        elif seconds < self.target / 2:
-            self.rows = min(self.most, self.rows + max(1, self.rows // 4))
+    def turn(self, conn: Connection) -> AbstractContextManager[object]:
+        """Wait until a batch may be written; it is written inside."""
+        ...
+
+    def rest(self, seconds: float) -> None:
+        """Rest after a batch that took so long."""
+        ...
+
+    def statement_timeout(self) -> float:
+        """Seconds after which a batch is split."""
+        ...
 
 
 class RangeWorker:
@@ -85,9 +87,8 @@ class RangeWorker:
         name: str,
         catalog: Catalog,
         sql: BatchSql,
-        declared: Backfill,
+        control: Control,
         patience: float,
-        wait: Callable[[], float],
         tell: Tell,
         repair: bool = False,
     ) -> None:
@@ -96,9 +97,8 @@ class RangeWorker:
         self.name = name
         self.catalog = catalog
         self.sql = sql
-        self.pace = Pace(declared)
+        self.control = control
         self.patience = patience
-        self.wait = wait
         self.tell = tell
         self.repair = repair
         self.rows = self.batches = self.retries = 0
@@ -123,7 +123,7 @@ class RangeWorker:
         moved = Moved(
             partition=wanted.partition, rows=self.rows, batches=self.batches, retries=self.retries,
             seconds=time.monotonic() - begun, wal_bytes=max(0, self._wal() - wal), done=True,
-            batch_rows=self.pace.rows, already=already,
+            batch_rows=self.control.pace.rows, already=already,
         )  # fmt: skip
         query(
             self.conn,
@@ -145,35 +145,42 @@ class RangeWorker:
     def _pass(self, wanted: KeyRange, start: Key | None, *, first: bool) -> None:
         at = start
         while True:
-            self.wait()
-            upper = self._next(at, wanted.upper)
-            self._batch(wanted, at, upper if upper is not None else wanted.upper, first=first)
+            upper, took = self._batch(wanted, at, first=first)
+            self.control.rest(took)
             if upper is None:
                 return
             at = upper
 
-    def _next(self, lower: Key | None, end: Key | None) -> Key | None:
-        """The key `pace.rows` rows on, None when the range ends before; one index probe."""
+    def _next(self, lower: Key | None, end: Key | None, rows: int) -> Key | None:
+        """The key so many rows on, None when the range ends before; one index probe."""
         predicate, params = keys.between(self.catalog.key, lower, end)
         found = query(
             self.conn,
             f"SELECT {keys.as_text(self.catalog.key)} FROM ONLY {self.catalog.table.sql} WHERE {predicate} "
-            f"ORDER BY {keys.columns(self.catalog.key)} OFFSET {self.pace.rows} LIMIT 1",
+            f"ORDER BY {keys.columns(self.catalog.key)} OFFSET {rows} LIMIT 1",
             params,
         )
         return tuple(found[0][0]) if found else None
 
-    def _batch(self, wanted: KeyRange, lower: Key | None, upper: Key | None, *, first: bool) -> None:
-        rows, attempt, started = 0, 1, time.monotonic()
+    def _batch(self, wanted: KeyRange, lower: Key | None, *, first: bool) -> tuple[Key | None, float]:
+        """Move the next rows: where they end (None: with the range), and the seconds it took."""
+        size, attempt, blocked_since = self.control.pace.rows, 1, 0.0
+        upper: Key | None = None
+        rows, begun = 0, time.monotonic()
         while True:
-            begun = time.monotonic()
+            end = wanted.upper
             try:
-                rows = self._commit(wanted, lower, upper, first=first)
+                with self.control.turn(self.conn):
+                    begun = time.monotonic()
+                    upper = self._next(lower, wanted.upper, size)
+                    end = upper if upper is not None else wanted.upper
+                    rows = self._commit(wanted, lower, end, first=first)
                 break
             except errors.LockNotAvailable:
                 # Somebody rewrites the table or builds an index on it: that is waited for like a held row.
                 self.retries += 1
-                if time.monotonic() - started > self.patience:
+                blocked_since = blocked_since or time.monotonic()
+                if time.monotonic() - blocked_since > self.patience:
                     raise LockNotAcquired(
                         f"{self.name} range {wanted.partition}",
                         f"the table is locked for {self.patience:g} s; held by {holders(self.conn, self.catalog.oid)}",
@@ -181,6 +188,9 @@ class RangeWorker:
                     ) from None
             except (errors.TransactionRollback, errors.QueryCanceled) as error:
                 self.retries += 1
+                if isinstance(error, errors.QueryCanceled) and size > 1:
+                    size = self.control.pace.too_long(size)
+                    continue
                 if attempt == _TRIES:
                     raise MigrationBusy(
                         f"{self.name} range {wanted.partition}",
@@ -192,23 +202,18 @@ class RangeWorker:
             except psycopg.Error as error:
                 if not of_data(error):
                     raise
-                raise self._failing_row(lower, upper, error) from None
+                raise self._failing_row(lower, end, error) from None
         took = time.monotonic() - begun
-        self.pace.took(took)
+        self.control.pace.took(took, size)
         self.rows += rows
         self.batches += 1
         self.tell(
             Moved(
-                partition=wanted.partition,
-                rows=rows,
-                batches=1,
-                retries=0,
-                seconds=took,
-                wal_bytes=0,
-                done=False,
-                batch_rows=self.pace.rows,
+                partition=wanted.partition, rows=rows, batches=1, retries=0, seconds=took, wal_bytes=0, done=False,
+                batch_rows=self.control.pace.rows,
             )
-        )
+        )  # fmt: skip
+        return upper, took
 
     def _commit(self, wanted: KeyRange, lower: Key | None, upper: Key | None, *, first: bool) -> int:
         statement = self.sql.move(lower, upper, repair=self.repair)
@@ -225,11 +230,11 @@ class RangeWorker:
             query(
                 self.conn,
                 "SELECT set_config('synchronous_commit', 'off', true), set_config('zdm.backfill', 'on', true), "
-                "set_config('lock_timeout', $1, true), "
+                "set_config('lock_timeout', $1, true), set_config('statement_timeout', $2, true), "
                 # A batch goes by the key's index, whatever the statistics say of a table that changes under them.
                 "set_config('enable_seqscan', 'off', true), set_config('enable_hashjoin', 'off', true), "
                 "set_config('enable_mergejoin', 'off', true)",
-                [f"{round(lock_timeout * 1000)}ms"],
+                [f"{round(lock_timeout * 1000)}ms", f"{round(self.control.statement_timeout() * 1000)}ms"],
             )
             rows = self.conn.execute(sql.encode(), params).rowcount
             query(
@@ -267,8 +272,7 @@ class RangeWorker:
         if len(left) > _FEW:
             return
         for (key,) in left:
-            self.wait()
-            with contextlib.suppress(errors.LockNotAvailable):
+            with self.control.turn(self.conn), contextlib.suppress(errors.LockNotAvailable):
                 statement = self.sql.move_one(tuple(key), repair=self.repair)
                 self.rows += self._transact(wanted, statement, upper=None, lock_timeout=_QUEUE_SECONDS)
 
@@ -284,7 +288,7 @@ class RangeWorker:
         """The first batch of a range for which `up` raises."""
         at = wanted.lower
         while True:
-            upper = self._next(at, wanted.upper)
+            upper = self._next(at, wanted.upper, self.control.pace.rows)
             end = upper if upper is not None else wanted.upper
             sql, params = self.sql.count_unmoved(at, end, repair=self.repair)
             try:

@@ -59,6 +59,25 @@ def leave(conn: Connection, name: str) -> None:
     query(conn, "SELECT pg_advisory_unlock(hashtextextended($1, 0))", [name])
 
 
+def _run_lock(run: str) -> str:
+    return f"zdm:run:{run}"
+
+
+def hold_run(conn: Connection, run: str) -> None:
+    """Show that a run lives, as long as this session does."""
+    # Shared: the same run may be back before the server noticed that its last session is gone. Whoever asks
+    # `run_lives` holds it for a moment.
+    take(conn, _run_lock(run), shared=True, wait=1.0)
+
+
+def run_lives(conn: Connection, run: str) -> bool:
+    """Whether some session shows that a run lives."""
+    if not _try_advisory(conn, _run_lock(run), shared=False):
+        return True
+    leave(conn, _run_lock(run))
+    return False
+
+
 @contextmanager
 def session(url: str, migration: Migration, *, purpose: str, shared: bool = False) -> Iterator[Connection]:
     """A connection that holds the migration's lock: phases exclusively, range workers shared.

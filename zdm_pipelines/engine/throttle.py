@@ -1,156 +1,224 @@
-"""Throttle: read how the database fares between batches, and say when to wait.
+"""Throttle: between batches, say how large the next one is, and when to wait because the database suffers.
 
-A signal that cannot be read counts as bad. Between `resume_below` and `pause_above` the last verdict stays.
+A governor lives in each run. It reads the declared signals, the holds of the ledger and what was tuned since, all at
+least once a second, and what it cannot read counts as bad. What it sees it writes to the ledger as holds, so that
+other runs, sensors and people know.
 """
 
 from __future__ import annotations
 
 import threading
 import time
-from collections import deque
 from collections.abc import Callable
 
 import psycopg
-from psycopg import errors
 
-from zdm_pipelines.dialects.postgres import keys
-from zdm_pipelines.dialects.postgres.connection import Connection, connect, query, safe, scalar
-from zdm_pipelines.model.errors import DatabaseUnreachable, Throttled
-from zdm_pipelines.model.migration import Limit, Throttle
-from zdm_pipelines.model.values import Catalog
+from zdm_pipelines.dialects.postgres.connection import Connection, connect, query, safe
+from zdm_pipelines.engine import holds, signals, tuning
+from zdm_pipelines.engine.pace import Pace
+from zdm_pipelines.engine.sessions import hold_run
+from zdm_pipelines.engine.signals import DEADLINE, Surroundings
+from zdm_pipelines.engine.watch import Watch, judge
+from zdm_pipelines.model import windows
+from zdm_pipelines.model.errors import Throttled, ZdmError
+from zdm_pipelines.model.migration import Migration
+from zdm_pipelines.model.throttle import Limit
+from zdm_pipelines.model.values import Hold, Verdict
 
-_READ_EVERY = 0.5  # seconds; signals move slower than batches
-_READ_DEADLINE = 2.0  # a signal that takes longer is bad news already
-_SAMPLES = 20  # latencies kept: the last ten seconds or so
+_LOOK = 0.1  # seconds between two looks of a run that waits
+_QUIET = 0.2  # seconds of waiting that are no news: a run that begins has its first readings in a moment
+_BOARD = 0.5  # seconds between two looks at the ledger
+_RENEW = 5.0  # seconds after which a standing hold is written again
 
-# Slowest connected replica. replay_lag is the delay of the last commit that was confirmed: once everything is
-# replayed it must count as none, though the view keeps its last figure while the primary idles. A role without
-# pg_monitor sees that there are replicas and nothing about them.
-_LAG = """
-SELECT coalesce(max(CASE WHEN replay_lsn >= pg_current_wal_lsn() THEN 0
-  ELSE coalesce(extract(epoch FROM replay_lag), 0) END) FILTER (WHERE state IN ('streaming', 'catchup')), 0)::float8,
-  count(*) FILTER (WHERE state IS NULL)
-FROM pg_stat_replication"""
-
-
-class _Signal:
-    """One number with its two limits."""
-
-    def __init__(self, name: str, limit: Limit, read: Callable[[Connection], float]) -> None:
-        self.name = name
-        self.limit = limit
-        self.read = read
-        self.paused = False
-        self.value: float | None = None
-
-    def judge(self, conn: Connection) -> str | None:
-        """None when writing may go on, else the reason why not."""
-        try:
-            self.value = self.read(conn)
-        except psycopg.Error as error:
-            self.paused, self.value = True, None
-            return f"{self.name} cannot be read ({safe(error)})"
-        if self.value > self.limit.pause_above:
-            self.paused = True
-        elif self.value < self.limit.resume_below:
-            self.paused = False
-        return (
-            f"{self.name} is {self.value:.3f} s, above {self.limit.pause_above:g} s; "
-            f"goes on below {self.limit.resume_below:g} s"
-            if self.paused
-            else None
-        )
+WINDOW = "window"
+LEDGER = "ledger"
 
 
 class Governor:
-    """Watches the declared signals of one database; shared by the workers of a run."""
+    """Says when to wait, and how large batches are; shared by the workers of a run.
 
-    def __init__(self, url: str, throttle: Throttle, catalog: Catalog, *, tell: Callable[[str], None]) -> None:
-        self._url = url
-        self._max_wait = throttle.max_wait
+    Args:
+        around: where signals are read.
+        run: what to call this run in the ledger's locks, so that others can tell whether it lives; default: nothing.
+    """
+
+    def __init__(
+        self, migration: Migration, around: Surroundings, *, run: str | None = None, tell: Callable[[str], None]
+    ) -> None:
+        self._migration = migration
+        self._around = around
+        self._run = run
         self._tell = tell
         self._lock = threading.Lock()
-        self._conn: Connection | None = None
-        self._read_at = 0.0
-        self._reason: str | None = None
-        self._latencies: deque[float] = deque(maxlen=_SAMPLES)
-        # By the key's index: at the front of the heap a backfill leaves pages full of dead rows.
-        self._canary = f"SELECT 1 FROM {catalog.table.sql} ORDER BY {keys.columns(catalog.key)} LIMIT 1"
+        self._stopped = threading.Event()
+        self._watches: dict[str, Watch] = {}
+        self._limits: dict[str, Limit] = {}
+        self._bad: dict[str, bool] = {}
+        self._complained = ""  # of settings that are not understood
+        self.settings = tuning.declared(migration)
+        self.pace = Pace(self.settings.backfill)
         self.waited = 0.0
-        self._signals = [
-            _Signal(name, limit, read)
-            for name, limit, read in (
-                ("replication_lag", throttle.replication_lag, self._lag),
-                ("latency_p95", throttle.latency_p95, self._latency),
-            )
-            if limit is not None
-        ]
+        self._standing: list[Hold] | str = "they are being read for the first time"
+        self._looked = time.monotonic()
+        self._written: dict[str, float] = {}  # when a signal's hold was written last
+        self._watch_what_is_declared()
+        self._board = threading.Thread(target=self._look_at_board, name="zdm board", daemon=True)
+        self._board.start()
 
-    def _lag(self, conn: Connection) -> float:
-        lag, hidden = query(conn, _LAG)[0]
-        if hidden:
-            raise errors.InsufficientPrivilege(f"{hidden} replicas are hidden from the role: GRANT pg_monitor to it")
-        return float(lag)
+    # -- what stands against writing ----------------------------------------------------------------------
 
-    def _latency(self, conn: Connection) -> float:
-        begun = time.perf_counter()
-        scalar(conn, self._canary)
-        self._latencies.append(time.perf_counter() - begun)
-        ordered = sorted(self._latencies)
-        return ordered[min(len(ordered) - 1, int(len(ordered) * 0.95))]
+    def _against(self) -> tuple[dict[str, str], bool]:
+        """Why to wait now, by owner; and whether a signal is critical."""
+        verdicts = self._verdicts()
+        found = {holds.of_signal(v.reading.signal): v.reason for v in verdicts if v.bad}
+        standing, looked = self._standing, self._looked
+        if isinstance(standing, str):
+            found[LEDGER] = f"the ledger's holds cannot be read: {standing}"
+        elif time.monotonic() - looked > DEADLINE + _BOARD:
+            found[LEDGER] = f"the ledger has not answered for {time.monotonic() - looked:.0f} s"
+        else:
+            # Of signals we believe our own readings: they are newer than the ledger's holds, which are for others.
+            found |= {h.owner: h.reason for h in standing if not holds.is_signal(h.owner)}
+        if (reason := windows.closed(self.settings.allowed)) is not None:
+            found[WINDOW] = reason
+        return found, any(v.critical for v in verdicts)
 
-    def _connected(self) -> Connection:
-        if self._conn is None or self._conn.closed:
-            self._conn = connect(self._url, purpose="throttle")
-            query(
-                self._conn,
-                "SELECT set_config('statement_timeout', $1, false)",
-                [f"{_READ_DEADLINE * 1000:.0f}ms"],
-            )
-        return self._conn
-
-    def reason(self) -> str | None:
-        """Why to wait now, None when nothing stands against writing; read twice a second at most."""
+    def _verdicts(self) -> list[Verdict]:
         with self._lock:
-            if time.monotonic() - self._read_at < _READ_EVERY:
-                return self._reason
-            try:
-                conn = self._connected()
-                verdicts = [s.judge(conn) for s in self._signals]
-                self._reason = "; ".join(v for v in verdicts if v) or None
-            except DatabaseUnreachable as error:
-                self._reason = f"signals cannot be read: {error.fact}"
-            self._read_at = time.monotonic()
-            return self._reason
+            limits = dict(self._limits)
+            found = []
+            for name, watch in self._watches.items():
+                verdict = judge(limits[name], watch.reading(), paused=self._bad.get(name, False))
+                self._bad[name] = verdict.bad
+                found.append(verdict)
+            return found
 
-    def wait(self, stop: threading.Event | None = None) -> float:
+    def clear(self) -> bool:
+        """Whether nothing stands against writing."""
+        return not self._against()[0]
+
+    def wait(self, stop: threading.Event) -> float:
         """Wait until writing may go on, or `stop` is set; returns the seconds waited.
 
         Raises:
-            Throttled: `max_wait` passed.
+            Throttled: `max_wait` passed, or a signal is critical.
         """
         begun = time.monotonic()
-        told = ""
-        while (reason := self.reason()) is not None:
-            if told != reason.split(" is ")[0]:
-                told = reason.split(" is ")[0]
-                self._tell(f"waiting: {reason}")
-            if time.monotonic() - begun > self._max_wait:
-                raise Throttled(
-                    "backfill",
-                    f"waited {self._max_wait:g} s: {reason}",
-                    "materialize these ranges again later: they go on from their checkpoints",
-                )
-            if stop is not None and stop.is_set():
+        told: set[str] = set()
+        while True:
+            found, critical = self._against()
+            waited = time.monotonic() - begun
+            if not found:
                 break
-            time.sleep(0.1)
-        waited = time.monotonic() - begun
+            if waited > _QUIET and told != found.keys():
+                told = set(found)
+                self._tell(f"waiting: {_said(found)}")
+            if critical or waited > self.settings.throttle.max_wait:
+                why = "a signal is critical" if critical else f"waited {waited:.0f} s"
+                raise Throttled(
+                    self._migration.name,
+                    f"{why}: {_said(found)}",
+                    "these ranges go on from their checkpoints when they are materialized again",
+                    list(found.values()),
+                )
+            if stop.wait(_LOOK):
+                break
         if told:
             self._tell(f"going on after {waited:.1f} s")
             self.waited += waited
         return waited
 
+    def rest(self, seconds: float, stop: threading.Event) -> None:
+        """Rest after a batch that took so long, as `nice` asks."""
+        if self.settings.throttle.nice:
+            stop.wait(seconds * self.settings.throttle.nice)
+
     def close(self) -> None:
-        """Close the connection that reads the signals."""
-        if self._conn is not None:
-            self._conn.close()
+        """Stop every thread; those that hang end with the process."""
+        self._stopped.set()
+        for watch in self._watches.values():
+            watch.stop()
+        self._board.join(DEADLINE)
+
+    # -- threads ------------------------------------------------------------------------------------------
+
+    def _watch_what_is_declared(self) -> None:
+        limits = signals.declared(self.settings.throttle, replicas=bool(self._around.replicas))
+        with self._lock:
+            for name in list(self._watches):
+                if name not in limits or not limits[name].same_signal(self._limits[name]):
+                    self._watches.pop(name).stop()
+                    self._bad.pop(name, None)
+            for name, limit in limits.items():
+                if name not in self._watches:
+                    self._watches[name] = Watch(name, signals.of(name, limit, self._around))
+            self._limits = limits
+
+    def _look_at_board(self) -> None:
+        conn: Connection | None = None
+        while not self._stopped.is_set():
+            try:
+                if conn is None or conn.closed:
+                    conn = self._connect()
+                self._write_holds(conn)
+                self._retune(conn)
+                self._standing = holds.standing(conn, self._migration.name)
+                self._looked = time.monotonic()
+            except psycopg.Error as error:
+                self._standing = safe(error)
+            except ZdmError as error:
+                self._standing = error.fact
+            self._stopped.wait(_BOARD)
+        if conn is not None:
+            conn.close()
+
+    def _connect(self) -> Connection:
+        conn = connect(self._around.url, purpose=f"{self._migration.name} throttle")
+        query(conn, "SELECT set_config('statement_timeout', $1, false)", [f"{DEADLINE * 1000:.0f}ms"])
+        if self._run is not None:
+            hold_run(conn, self._run)
+        return conn
+
+    def _write_holds(self, conn: Connection) -> None:
+        """What we see of the signals, for everybody else."""
+        standing = {h.owner for h in self._standing} if not isinstance(self._standing, str) else set()
+        for verdict in self._verdicts():
+            owner, now = holds.of_signal(verdict.reading.signal), time.monotonic()
+            if verdict.bad and now - self._written.get(owner, 0.0) > _RENEW:
+                if self._young(verdict):
+                    continue
+                holds.place(conn, self._migration.name, owner, verdict.reason, seconds=holds.SIGNAL_SECONDS)
+                self._written[owner] = now
+            elif not verdict.bad and (owner in self._written or owner in standing):
+                holds.lift(conn, self._migration.name, owner)
+                self._written.pop(owner, None)
+            standing.discard(owner)
+        for owner in filter(holds.is_signal, standing):  # of a signal that is no longer declared
+            holds.lift(conn, self._migration.name, owner)
+
+    def _young(self, verdict: Verdict) -> bool:
+        """Not read even once yet: no news for others."""
+        watch = self._watches.get(verdict.reading.signal)
+        return watch is None or watch.is_first
+
+    def _retune(self, conn: Connection) -> None:
+        try:
+            settings = tuning.effective(conn, self._migration)
+        except ZdmError as error:
+            if str(error) != self._complained:
+                self._complained = str(error)
+                self._tell(f"settings stay as they are: {error}")
+            return
+        if settings != self.settings:
+            self.settings = settings
+            self.pace.retune(settings.backfill)
+            self._watch_what_is_declared()
+            self._tell("settings were changed while running")
+
+
+def _said(found: dict[str, str]) -> str:
+    return "; ".join(f"{reason} (hold of {owner})" if _foreign(owner) else reason for owner, reason in found.items())
+
+
+def _foreign(owner: str) -> bool:
+    return not holds.is_signal(owner) and owner not in (WINDOW, LEDGER)

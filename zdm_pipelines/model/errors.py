@@ -76,7 +76,11 @@ class ParityMismatch(ZdmError):
 
 
 class Throttled(ZdmError):
-    """The database asked for a pause that lasted longer than a run may wait."""
+    """The database, or somebody, asked for a pause that lasted longer than a run may wait; why is in `reasons`."""
+
+    def __init__(self, thing: str, fact: str, way_out: str, reasons: Sequence[str]) -> None:
+        super().__init__(thing, fact, way_out)
+        self.reasons = tuple(reasons)
 
 
 class GateRefused(ZdmError):

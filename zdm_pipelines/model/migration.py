@@ -3,60 +3,23 @@
 from __future__ import annotations
 
 import os
-import re
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
-from pydantic import (
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    PlainSerializer,
-    WithJsonSchema,
-    field_validator,
-    model_validator,
-)
+from pydantic import Field, field_validator, model_validator
 
 from zdm_pipelines.model.errors import SpecError
 from zdm_pipelines.model.names import TableName, too_long
+from zdm_pipelines.model.throttle import Throttle
+from zdm_pipelines.model.units import Declared, Duration, written
+from zdm_pipelines.model.windows import WindowText
 
-_UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
-_DURATION = r"^\s*(\d+(?:\.\d+)?)\s*(ms|s|m|h|d)\s*$"
-
-
-def seconds(value: object) -> float:
-    """Read a duration such as `250ms`, `5s`, `10m`, `25h` or `7d` as seconds.
-
-    Raises:
-        ValueError: the value has no unit that is known.
-    """
-    match = re.match(_DURATION, value) if isinstance(value, str) else None
-    if match is None:
-        raise ValueError(f"{value!r} is not a duration: write a number and ms, s, m, h or d, as 250ms or 7d")
-    return float(match[1]) * _UNITS[match[2]]
-
-
-def written(default: str) -> Any:
-    """A default as a user would write it; it is read like any other value."""
-    return default
-
-
-Duration = Annotated[
-    float,
-    BeforeValidator(seconds),
-    PlainSerializer(lambda value: f"{value:g}s", when_used="json"),  # so that it can be read again
-    WithJsonSchema({"type": "string", "pattern": _DURATION, "examples": ["250ms", "5s", "7d"]}),
-]
+_VARIABLE = r"^[A-Za-z_][A-Za-z0-9_]*$"
 Percent = Annotated[int, Field(ge=1, le=100, strict=True)]
 Rows = Annotated[int, Field(gt=0, strict=True)]
 Expression = Annotated[str, Field(min_length=1)]
 
 
-class _Declared(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
-
-
-class NewColumn(_Declared):
+class NewColumn(Declared):
     """The column that takes over."""
 
     name: str = Field(min_length=1, description="Exact name of the new column.")
@@ -67,7 +30,7 @@ class NewColumn(_Declared):
     )
 
 
-class ReplaceColumn(_Declared):
+class ReplaceColumn(Declared):
     """Replace one column by another, keeping both in sync until nobody uses the old one."""
 
     kind: Literal["replace_column"]
@@ -85,7 +48,7 @@ class ReplaceColumn(_Declared):
         return self
 
 
-class Backfill(_Declared):
+class Backfill(Declared):
     """How the old rows are moved."""
 
     range_rows: Rows = Field(default=100_000, description="Rows of one range, which is one Dagster partition.")
@@ -98,38 +61,12 @@ class Backfill(_Declared):
     max_parallel: Annotated[int, Field(gt=0, le=32, strict=True)] = Field(
         default=2, description="Ranges moved at once, over all runs and machines."
     )
-
-
-class Limit(_Declared):
-    """Pause above one value, go on below another, so that a signal near its limit does not flap."""
-
-    pause_above: Duration = Field(gt=0)
-    resume_below: Duration = Field(gt=0)
-
-    @model_validator(mode="after")
-    def _ordered(self) -> Limit:
-        if self.resume_below > self.pause_above:
-            raise ValueError("resume_below is above pause_above: writing would never go on")
-        return self
-
-
-class Throttle(_Declared):
-    """When the backfill waits for the database."""
-
-    replication_lag: Limit | None = Field(
-        default=Limit(pause_above=written("5s"), resume_below=written("1s")),
-        description="Replay lag of the slowest replica; null: not watched.",
-    )
-    latency_p95: Limit | None = Field(
-        default=Limit(pause_above=written("250ms"), resume_below=written("100ms")),
-        description="95th percentile of a one-row query on the table; null: not watched.",
-    )
-    max_wait: Duration = Field(
-        default=written("10m"), gt=0, description="Longest wait inside a run before the range gives up."
+    max_runs: Annotated[int, Field(gt=0, le=100, strict=True)] = Field(
+        default=1, description="Runs of this migration that Dagster starts at once: the limit of its pool."
     )
 
 
-class Locks(_Declared):
+class Locks(Declared):
     """How schema changes ask for their locks."""
 
     timeout: Duration = Field(
@@ -140,7 +77,7 @@ class Locks(_Declared):
     )
 
 
-class Reads(_Declared):
+class Reads(Declared):
     """How reads move to the new shape."""
 
     flag: str | None = Field(
@@ -163,7 +100,7 @@ class Reads(_Declared):
         return ramp
 
 
-class Contract(_Declared):
+class Contract(Declared):
     """How long the old shape is kept."""
 
     confidence_window: Duration = Field(
@@ -179,7 +116,7 @@ class Contract(_Declared):
     )
 
 
-class Migration(_Declared):
+class Migration(Declared):
     """One change to one table."""
 
     name: str = Field(
@@ -192,9 +129,17 @@ class Migration(_Declared):
     change: ReplaceColumn
     backfill: Backfill = Backfill()
     throttle: Throttle = Throttle()
+    allowed: tuple[WindowText, ...] = Field(
+        default=(), description="When the backfill may write, as 22:00-06:00 Europe/Berlin; default: always."
+    )
     locks: Locks = Locks()
     reads: Reads = Reads()
     contract: Contract = Contract()
+
+    @field_validator("allowed", mode="before")
+    @classmethod
+    def _one_or_several(cls, given: object) -> object:
+        return (given,) if isinstance(given, str) else given
 
     @field_validator("table")
     @classmethod
@@ -228,14 +173,20 @@ class Migration(_Declared):
         return self.reads.flag or f"read_{self.name}"
 
 
-class Database(_Declared):
+class Database(Declared):
     """A database that migrations name; its URL stays in the environment."""
 
     name: str = Field(pattern=r"^[a-z][a-z0-9_]*$", description="What migrations call it.")
     url_env: str | None = Field(
         default=None,
-        pattern=r"^[A-Za-z_][A-Za-z0-9_]*$",
+        pattern=_VARIABLE,
         description="Environment variable with its URL; default: ZDM_<NAME>_URL.",
+    )
+    replicas: tuple[Annotated[str, Field(pattern=_VARIABLE)], ...] = Field(
+        default=(), description="Environment variables with the URLs of replicas whose heartbeat is watched."
+    )
+    max_parallel: Annotated[int, Field(gt=0, le=32, strict=True)] = Field(
+        default=2, description="Batches at once, over all its migrations, which take turns."
     )
 
     @property
@@ -249,11 +200,22 @@ class Database(_Declared):
         Raises:
             SpecError: the variable is not set.
         """
-        found = os.environ.get(self.variable, "")
+        return self._from(self.variable)
+
+    def replica_urls(self) -> dict[str, str]:
+        """The replicas' URLs by their variables.
+
+        Raises:
+            SpecError: a variable is not set.
+        """
+        return {variable: self._from(variable) for variable in self.replicas}
+
+    def _from(self, variable: str) -> str:
+        found = os.environ.get(variable, "")
         if not found:
             raise SpecError(
                 f"database {self.name}",
-                f"environment variable {self.variable} is not set",
-                f"export {self.variable}=postgresql://user:password@host:5432/dbname",
+                f"environment variable {variable} is not set",
+                f"export {variable}=postgresql://user:password@host:5432/dbname",
             )
         return found

@@ -185,6 +185,36 @@ class Report:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Hold:
+    """One reason not to write now."""
+
+    migration: str  # * stands for every migration of the database
+    owner: str
+    reason: str
+    since: datetime
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reading:
+    """One signal, read once."""
+
+    signal: str
+    value: float | None  # none: it could not be read
+    problem: str = ""  # why not
+    source: str = ""  # what exactly the value is of, such as the slowest replica's name
+
+
+@dataclass(frozen=True, kw_only=True)
+class Verdict:
+    """What a reading means."""
+
+    reading: Reading
+    bad: bool
+    critical: bool
+    reason: str  # the value with its limits, for people; also when it is good
+
+
+@dataclass(frozen=True, kw_only=True)
 class Status:
     """Where a migration stands."""
 
@@ -197,4 +227,5 @@ class Status:
     switched_at: datetime | None
     tombstoned_at: datetime | None
     stragglers: tuple[str, ...]
+    holds: tuple[Hold, ...]  # what stands against writing
     events: tuple[str, ...]  # the latest, newest first

@@ -5,26 +5,28 @@ from __future__ import annotations
 import contextlib
 import queue
 import threading
-import time
 from collections.abc import Callable, Generator, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 
 import psycopg
 
 from zdm_pipelines.changes import bind
 from zdm_pipelines.dialects.postgres.connection import Connection, connected
-from zdm_pipelines.engine import ledger, ranges, sessions
+from zdm_pipelines.engine import budget, ledger, ranges, sessions, tuning
 from zdm_pipelines.engine.batches import Moved, RangeWorker
+from zdm_pipelines.engine.signals import Surroundings
 from zdm_pipelines.engine.throttle import Governor
 from zdm_pipelines.model.errors import MigrationBusy, SpecError, StateConflict
-from zdm_pipelines.model.migration import Migration
+from zdm_pipelines.model.migration import Database, Migration
 from zdm_pipelines.model.states import State
 from zdm_pipelines.model.values import Catalog, KeyRange, Step
 
 ALLOWED = frozenset(
     {State.EXPANDED, State.BACKFILLING, State.BACKFILLED, State.VALIDATED, State.SWITCHING, State.SWITCHED}
 )
+
+_TIMEOUT_TARGETS = 20  # times its target that a batch may take: then its size is wrong, not the moment
+_SHORTEST_TIMEOUT = 5.0  # seconds; a checkpoint or a cold cache makes one slow batch
 
 
 class _Stopped(Exception):
@@ -51,16 +53,20 @@ def run(
     migration: Migration,
     url: str,
     *,
+    database: Database | None = None,
     partitions: Sequence[str] | None = None,
     repair: bool = False,
+    run_id: str | None = None,
     tell: sessions.Tell = sessions.silent,
     batch: Callable[[Moved], None] = lambda _: None,
 ) -> Generator[Moved]:
     """Move ranges, giving one `Moved` as each is proven done. Closing the iterator stops at the next batch.
 
     Args:
+        database: as it is declared: its replicas, and the budget that its migrations share; default: an undeclared one.
         partitions: which ranges; default: those not done.
         repair: rows that disagree are taken from the old shape.
+        run_id: shown in the database as long as the run lives.
         batch: called from worker threads after each batch.
 
     Raises:
@@ -69,7 +75,8 @@ def run(
     entry, wanted = sessions.resilient(
         lambda: _begin(migration, url, partitions, repair), thing=migration.name, tell=tell
     )
-    job = _Job(migration, url, entry, repair=repair, tell=tell, batch=batch)
+    declared = database or Database(name=migration.database)
+    job = _Job(migration, url, entry, declared, run_id=run_id, repair=repair, tell=tell, batch=batch)
     try:
         yield from job.work(wanted)
     finally:
@@ -82,6 +89,8 @@ def _begin(
 ) -> tuple[ledger.Entry, list[KeyRange]]:
     with sessions.session(url, migration, purpose="backfill", shared=True) as conn:
         entry = ledger.require(conn, migration, ALLOWED, to_do="be backfilled")
+        ledger.ensure(url)  # it may have been made by an earlier version
+        tuning.publish(conn, migration)
         if repair:
             _refuse_repair(conn, entry)
         known = ranges.progress(conn, entry.id)
@@ -141,7 +150,9 @@ class _Job:
         migration: Migration,
         url: str,
         entry: ledger.Entry,
+        database: Database,
         *,
+        run_id: str | None,
         repair: bool,
         tell: sessions.Tell,
         batch: Callable[[Moved], None],
@@ -154,37 +165,28 @@ class _Job:
         self.batch = batch
         self.stop = threading.Event()
         self.change = bind(migration, entry.catalog, migration_id=entry.id)
-        self.governor = Governor(url, migration.throttle, entry.catalog, tell=tell)
-        self.pool = ThreadPoolExecutor(migration.backfill.max_parallel, thread_name_prefix="zdm")
+        around = Surroundings(url=url, catalog=entry.catalog, replicas=database.replica_urls())
+        self.control = _Control(
+            Governor(migration, around, run=run_id, tell=tell), places=database.max_parallel, stop=self.stop
+        )
+        self.workers: list[threading.Thread] = []
 
     def work(self, wanted: Sequence[KeyRange]) -> Iterator[Moved]:
         """Give ranges out to the workers and their outcomes to the caller, as they come."""
+        todo: queue.SimpleQueue[KeyRange] = queue.SimpleQueue()
         outcomes: queue.SimpleQueue[Moved | BaseException] = queue.SimpleQueue()
-
-        def one(which: KeyRange) -> None:
-            try:
-                outcomes.put(
-                    sessions.resilient(
-                        lambda: self._range(which),
-                        thing=f"{self.migration.name} range {which.partition}",
-                        tell=self.tell,
-                        reached=True,
-                    )
-                )
-            except BaseException as error:  # noqa: BLE001 - handed to the caller's thread, nothing is swallowed
-                outcomes.put(error)
-
         for which in wanted:
-            self.pool.submit(one, which)
+            todo.put(which)
         failure: BaseException | None = None
-        for _ in wanted:
-            # A short wait keeps the main thread open to interrupts.
-            while True:
-                try:
-                    outcome = outcomes.get(timeout=0.5)
-                    break
-                except queue.Empty:
-                    continue
+        missing = len(wanted)
+        while missing:
+            self._staff(todo, outcomes)
+            try:
+                # A short wait keeps the main thread open to interrupts, and to more workers.
+                outcome = outcomes.get(timeout=0.5)
+            except queue.Empty:
+                continue
+            missing -= 1
             if isinstance(outcome, Moved):
                 yield outcome
             elif failure is None and not isinstance(outcome, _Stopped):
@@ -194,20 +196,39 @@ class _Job:
         if failure is not None:
             raise failure
 
+    def _staff(self, todo: queue.SimpleQueue[KeyRange], outcomes: queue.SimpleQueue[Moved | BaseException]) -> None:
+        """As many workers as may work now, and have something to do."""
+        self.workers = [worker for worker in self.workers if worker.is_alive()]
+        for _ in range(min(self.control.parallel - len(self.workers), todo.qsize())):
+            worker = threading.Thread(target=self._worker, args=(todo, outcomes), name="zdm worker")
+            worker.start()
+            self.workers.append(worker)
+
+    def _worker(self, todo: queue.SimpleQueue[KeyRange], outcomes: queue.SimpleQueue[Moved | BaseException]) -> None:
+        while True:
+            try:
+                which = todo.get_nowait()
+            except queue.Empty:
+                return
+            try:
+                thing = f"{self.migration.name} range {which.partition}"
+                outcomes.put(
+                    sessions.resilient(lambda r=which: self._range(r), thing=thing, tell=self.tell, reached=True)  # type: ignore[misc]
+                )
+            except BaseException as error:  # noqa: BLE001 - handed to the caller's thread, nothing is swallowed
+                outcomes.put(error)
+            if len([w for w in self.workers if w.is_alive()]) > self.control.parallel:
+                return
+
     def close(self) -> None:
         """Stop at the next batch and wait for the workers."""
         self.stop.set()
-        self.pool.shutdown(wait=True, cancel_futures=True)
-        self.governor.close()
-
-    def _wait(self) -> float:
-        if self.stop.is_set():
-            raise _Stopped
-        return self.governor.wait(self.stop)
+        for worker in self.workers:
+            worker.join()
+        self.control.governor.close()
 
     def _range(self, wanted: KeyRange) -> Moved:
-        if self.stop.is_set():
-            raise _Stopped
+        self.control.ready()  # before a connection is made that would only wait
         name = self.migration.name
         with (
             sessions.session(self.url, self.migration, purpose=f"range {wanted.partition}", shared=True) as conn,
@@ -228,8 +249,7 @@ class _Job:
                 entry_state = entry.state
             moved = RangeWorker(
                 conn, migration_id=entry.id, name=name, catalog=entry.catalog, sql=self.change,
-                declared=self.migration.backfill, patience=self.migration.locks.give_up_after, wait=self._wait,
-                tell=self.batch, repair=self.repair,
+                control=self.control, patience=self.migration.locks.give_up_after, tell=self.batch, repair=self.repair,
             ).run(wanted)  # fmt: skip
             if moved.rows and entry_state not in (State.BACKFILLING, State.EXPANDED):
                 self._again(conn)
@@ -246,21 +266,84 @@ class _Job:
     @contextmanager
     def _slot(self, conn: Connection) -> Iterator[None]:
         """One of `max_parallel` places of this migration, over all runs and machines."""
-        names = [f"zdm:slot:{self.entry.id}:{n}" for n in range(self.migration.backfill.max_parallel)]
         told = False
-        while (had := next((name for name in names if sessions.take(conn, name, wait=0)), None)) is None:
-            if self.stop.is_set():
-                raise _Stopped
+        while (had := self._free_slot(conn)) is None:
             if not told:
-                self.tell(f"waiting for one of {len(names)} places (backfill.max_parallel)")
+                self.tell(f"waiting for one of {self.control.parallel} places (backfill.max_parallel)")
                 told = True
-            time.sleep(0.2)
+            if self.stop.wait(0.2):
+                raise _Stopped
         try:
             yield
         finally:
             # The session gives it back too, but a moment after it was closed.
             with contextlib.suppress(psycopg.Error):
                 sessions.leave(conn, had)
+
+    def _free_slot(self, conn: Connection) -> str | None:
+        names = (f"zdm:slot:{self.entry.id}:{n}" for n in range(self.control.parallel))
+        return next((name for name in names if sessions.take(conn, name, wait=0)), None)
+
+
+class _Control:
+    """When a worker may write its next batch: the governor's word, this run's share, a place in the database."""
+
+    def __init__(self, governor: Governor, *, places: int, stop: threading.Event) -> None:
+        self.governor = governor
+        self.pace = governor.pace
+        self._places = places
+        self._stop = stop
+        self._writing = 0
+        self._turns = threading.Condition()
+
+    @property
+    def parallel(self) -> int:
+        """Workers that may write at once."""
+        return self.governor.settings.backfill.max_parallel
+
+    def ready(self) -> None:
+        """Wait until writing may go on."""
+        if self._stop.is_set():
+            raise _Stopped
+        self.governor.wait(self._stop)
+        if self._stop.is_set():
+            raise _Stopped
+
+    @contextmanager
+    def turn(self, conn: Connection) -> Iterator[None]:
+        """Wait until a batch may be written, and write it inside."""
+        with self._share():
+            while True:
+                self.ready()
+                with budget.turn(conn, self._places) as had:
+                    # The queue for a place may have been long.
+                    if had and self.governor.clear():
+                        yield
+                        return
+
+    @contextmanager
+    def _share(self) -> Iterator[None]:
+        """Fewer than the workers there are, when it was tuned down while they work."""
+        with self._turns:
+            while self._writing >= self.parallel:
+                if self._stop.is_set():
+                    raise _Stopped
+                self._turns.wait(0.2)
+            self._writing += 1
+        try:
+            yield
+        finally:
+            with self._turns:
+                self._writing -= 1
+                self._turns.notify()
+
+    def rest(self, seconds: float) -> None:
+        """Rest after a batch, as `nice` asks."""
+        self.governor.rest(seconds, self._stop)
+
+    def statement_timeout(self) -> float:
+        """A batch that takes this many seconds is ended and split."""
+        return max(_SHORTEST_TIMEOUT, _TIMEOUT_TARGETS * self.governor.settings.backfill.batch_target)
 
 
 def undo(migration: Migration, url: str, *, tell: sessions.Tell = sessions.silent) -> None:

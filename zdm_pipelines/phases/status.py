@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from zdm_pipelines.dialects.postgres.connection import connected
-from zdm_pipelines.engine import ledger, ranges
+from zdm_pipelines.engine import holds, ledger, ranges
 from zdm_pipelines.model.migration import Migration
 from zdm_pipelines.model.states import State
 from zdm_pipelines.model.values import RangeProgress, Status
@@ -20,7 +20,7 @@ def read(migration: Migration, url: str) -> Status:
         if entry is None:
             return Status(
                 migration=migration.name, state=State.PLANNED, ranges=0, ranges_done=0, rows_moved=0, flag=None,
-                switched_at=None, tombstoned_at=None, stragglers=(), events=(),
+                switched_at=None, tombstoned_at=None, stragglers=(), holds=(), events=(),
             )  # fmt: skip
         known = ranges.progress(conn, entry.id)
         return Status(
@@ -35,6 +35,7 @@ def read(migration: Migration, url: str) -> Status:
             stragglers=tuple(
                 ledger.writers(conn, entry.id, ledger.OLD_SHAPE, within=migration.contract.straggler_window)
             ),
+            holds=tuple(holds.standing(conn, migration.name)) if holds.exist(conn) else (),
             events=tuple(ledger.events(conn, entry.id)),
         )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import threading
 import time
 from collections.abc import Callable
@@ -10,11 +11,15 @@ from typing import Any
 import psycopg
 import pytest
 
-from zdm_pipelines.engine import throttle
-from zdm_pipelines.engine.batches import SMALLEST, Pace
+from zdm_pipelines.engine.pace import SMALLEST, Pace
+from zdm_pipelines.engine.signals import Measured
+from zdm_pipelines.engine.signals.latency import Latency
+from zdm_pipelines.engine.watch import judge
 from zdm_pipelines.model.errors import Throttled
-from zdm_pipelines.model.migration import Backfill, Limit, Migration
+from zdm_pipelines.model.migration import Backfill, Migration
 from zdm_pipelines.model.states import State
+from zdm_pipelines.model.throttle import DurationLimit
+from zdm_pipelines.model.values import Reading
 from zdm_pipelines.phases import backfill, switch_reads
 from zdm_pipelines.sandbox.postgres import Cluster
 from zdm_pipelines_tests.helpers import (
@@ -75,38 +80,48 @@ def test_batches_shrink_when_they_are_slow(database: str) -> None:
 def test_pace() -> None:
     pace = Pace(Backfill(batch_rows=1_000, batch_target="100ms"))  # type: ignore[arg-type]
     for _ in range(20):
-        pace.took(1.0)
+        pace.took(1.0, pace.rows)
     assert pace.rows == SMALLEST
-    pace.took(0.07)  # neither slow nor quick
+    for _ in range(5):
+        pace.took(0.09, pace.rows)  # neither slow nor quick
     assert pace.rows == SMALLEST
     for _ in range(50):
-        pace.took(0.01)
+        pace.took(pace.rows / 100_000, pace.rows)
     assert pace.rows == 1_000
     tiny = Pace(Backfill(batch_rows=3))
-    tiny.took(1.0)
+    tiny.took(1.0, 3)
     assert tiny.rows == 3
+
+
+def test_pace_grows_by_a_quarter_at_most_and_halves_at_once() -> None:
+    pace = Pace(Backfill(batch_rows=1_000, batch_target="100ms"))  # type: ignore[arg-type]
+    pace.took(0.2, 1_000)
+    sizes = [pace.rows]
+    for _ in range(20):
+        pace.took(0.001, pace.rows)
+        sizes.append(pace.rows)
+    assert sizes[0] == 500
+    assert all(b <= a * 1.25 for a, b in itertools.pairwise(sizes))
+    assert sizes[-1] == 1_000
+    assert pace.too_long(1_000) == 250
+
+
+def test_pace_goes_by_the_90th_percentile() -> None:
+    """One quick batch among slow ones is no reason to grow."""
+    pace = Pace(Backfill(batch_rows=1_000, batch_target="100ms"))  # type: ignore[arg-type]
+    pace.took(0.2, 1_000)
+    for took in (0.095, 0.001, 0.095, 0.001, 0.095, 0.001):
+        pace.took(took, pace.rows)
+        assert pace.rows == 500
 
 
 @pytest.mark.parametrize("signal", ["replication_lag", "latency_p95"])
 def test_a_signal_flaps_not(signal: str) -> None:
-    values = iter([0.1, 3.0, 6.0, 3.0, 1.5, 0.9, 3.0, 5.1])
-    watched = throttle._Signal(signal, LIMIT, lambda _: next(values))
-    paused = [watched.judge(None) is not None for _ in range(8)]  # type: ignore[arg-type]
-    assert paused == [False, False, True, True, True, False, False, True]
-
-
-def test_a_signal_that_cannot_be_read_is_bad() -> None:
-    def read(_: Any) -> float:
-        raise psycopg.OperationalError("no answer")
-
-    watched = throttle._Signal("replication_lag", LIMIT, read)
-    reason = watched.judge(None)  # type: ignore[arg-type]
-    assert reason is not None
-    assert "cannot be read (no answer)" in reason
-    watched.read = lambda _: 3.0
-    assert watched.judge(None) is not None  # type: ignore[arg-type]
-    watched.read = lambda _: 0.5
-    assert watched.judge(None) is None  # type: ignore[arg-type]
+    paused, seen = False, []
+    for value in (0.1, 3.0, 6.0, 3.0, 1.5, 0.9, 3.0, 5.1):
+        paused = judge(LIMIT, Reading(signal=signal, value=value), paused=paused).bad
+        seen.append(paused)
+    assert seen == [False, False, True, True, True, False, False, True]
 
 
 @pytest.fixture
@@ -119,7 +134,7 @@ def stuck_replica(cluster: Cluster) -> Any:
     cluster.wait_caught_up()
 
 
-LIMIT = Limit.model_validate({"pause_above": "5s", "resume_below": "1s"})
+LIMIT = DurationLimit.model_validate({"pause_above": "5s", "resume_below": "1s"})
 LAG = {"replication_lag": {"pause_above": "1s", "resume_below": "500ms"}}
 
 
@@ -167,7 +182,7 @@ def test_a_slow_table_pauses_the_backfill(database: str, monkeypatch: pytest.Mon
         throttle={"latency_p95": {"pause_above": "200ms", "resume_below": "100ms"}, "max_wait": "300ms"},
     )
     expanded(m, database)
-    monkeypatch.setattr(throttle.Governor, "_latency", lambda *_: 0.3)
+    monkeypatch.setattr(Latency, "read", lambda _: Measured(value=0.3))
     with pytest.raises(Throttled, match=r"latency_p95 is 0\.300 s"):
         backfilled(m, database)
     monkeypatch.undo()

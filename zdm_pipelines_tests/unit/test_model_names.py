@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from zdm_pipelines.model.migration import seconds
 from zdm_pipelines.model.names import NAME_BYTES, TableName, fitted, quote
 from zdm_pipelines.model.states import ACTIVE, TRANSITIONS, State
+from zdm_pipelines.model.units import seconds
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,37 @@
+"""Latency: what a one-row query on the table takes, as an application would see it."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+
+from zdm_pipelines.dialects.postgres import keys
+from zdm_pipelines.engine.signals.protocol import Measured, OnPrimary, Surroundings
+
+_WINDOW = 50  # canaries kept: the last five seconds
+
+
+def p95(values: list[float]) -> float:
+    """The 95th percentile."""
+    return sorted(values)[int(len(values) * 0.95)]
+
+
+class Latency(OnPrimary):
+    """95th percentile, in seconds, of the latest canary queries."""
+
+    every = 0.1
+    samples = 20
+
+    def __init__(self, around: Surroundings) -> None:
+        super().__init__(around)
+        # By the key's index: at the front of the heap a backfill leaves pages full of dead rows.
+        self._canary = f"SELECT 1 FROM {self.catalog.table.sql} ORDER BY {keys.columns(self.catalog.key)} LIMIT 1"
+        self._took: deque[float] = deque(maxlen=_WINDOW)
+
+    def read(self) -> Measured:
+        """One more canary, and the percentile with it."""
+        self.session.query("SELECT 1")  # a connection that has to be made is no latency
+        begun = time.perf_counter()
+        self.session.query(self._canary)
+        self._took.append(time.perf_counter() - begun)
+        return Measured(value=p95(list(self._took)))

@@ -1,0 +1,89 @@
+"""Watch: look at a migration's signals from outside its runs, and place or lift their holds."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+from zdm_pipelines.dialects.postgres.connection import Connection, connected
+from zdm_pipelines.engine import holds, ledger, signals, tuning, watch
+from zdm_pipelines.engine.signals import Surroundings
+from zdm_pipelines.engine.throttle import WINDOW
+from zdm_pipelines.model import windows
+from zdm_pipelines.model.migration import Database, Migration
+from zdm_pipelines.model.states import State
+from zdm_pipelines.model.values import Hold, Verdict
+
+# While rows are moved, or are about to be. In other states nobody is held.
+WATCHED = frozenset({State.EXPANDED, State.BACKFILLING})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Look:
+    """One look at a migration."""
+
+    state: State
+    verdicts: tuple[Verdict, ...] = ()
+    against: tuple[Hold, ...] = ()  # what stands against writing, after the look
+
+
+def look(migration: Migration, url: str, database: Database, *, only: Collection[str] | None = None) -> Look:
+    """Read signals, place the holds of those that are bad, lift the holds of those that recovered.
+
+    Args:
+        only: names of signals; default: every one that is declared.
+
+    Raises:
+        DatabaseUnreachable, SpecError
+    """
+    with connected(url, purpose=f"{migration.name} watch") as conn:
+        entry = ledger.find(conn, migration.name)
+        if entry is None or entry.state not in WATCHED:
+            return Look(state=entry.state if entry else State.PLANNED)
+        if not holds.exist(conn):
+            ledger.ensure(url)
+        tuning.publish(conn, migration)
+        settings = tuning.effective(conn, migration)
+        limits = signals.declared(settings.throttle, replicas=bool(database.replicas))
+        wanted = {name: limit for name, limit in limits.items() if only is None or name in only}
+        around = Surroundings(url=url, catalog=entry.catalog, replicas=database.replica_urls())
+        readings = watch.once(wanted, around)
+        standing = {h.owner for h in holds.standing(conn, migration.name)}
+        verdicts = tuple(
+            watch.judge(limit, readings[name], paused=holds.of_signal(name) in standing)
+            for name, limit in wanted.items()
+        )
+        _note(conn, migration, verdicts, standing)
+        for owner in standing - {holds.of_signal(name) for name in limits}:
+            if holds.is_signal(owner):  # of a signal that is no longer declared
+                holds.lift(conn, migration.name, owner)
+        return Look(state=entry.state, verdicts=verdicts, against=tuple(_against(conn, migration, settings)))
+
+
+def _note(conn: Connection, migration: Migration, verdicts: Collection[Verdict], standing: Collection[str]) -> None:
+    for verdict in verdicts:
+        owner = holds.of_signal(verdict.reading.signal)
+        if verdict.bad:
+            holds.place(conn, migration.name, owner, verdict.reason, seconds=holds.SIGNAL_SECONDS)
+        elif owner in standing:
+            holds.lift(conn, migration.name, owner)
+
+
+def _against(conn: Connection, migration: Migration, settings: tuning.Settings) -> list[Hold]:
+    found = holds.standing(conn, migration.name)
+    if (reason := windows.closed(settings.allowed)) is not None:
+        found.append(Hold(migration=migration.name, owner=WINDOW, reason=reason, since=datetime.now(UTC)))
+    return found
+
+
+def against(migration: Migration, url: str) -> list[Hold]:
+    """What stands against writing now, without reading a signal.
+
+    Raises:
+        DatabaseUnreachable, SpecError
+    """
+    with connected(url, purpose=f"{migration.name} watch") as conn:
+        if not holds.exist(conn):
+            return []
+        return _against(conn, migration, tuning.effective(conn, migration))
