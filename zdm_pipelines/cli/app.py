@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import getpass
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
@@ -19,13 +20,16 @@ from zdm_pipelines import project
 from zdm_pipelines.cli import dev as dev_
 from zdm_pipelines.cli import doctor as doctor_
 from zdm_pipelines.cli import show, terminal
+from zdm_pipelines.cli import tune as tune_
 from zdm_pipelines.cli.run import UNATTENDED, Walk
 from zdm_pipelines.cli.terminal import DONE, FAILED, INTERRUPTED, verb
+from zdm_pipelines.engine import holds
 from zdm_pipelines.model.errors import SpecError, StateConflict, ZdmError
 from zdm_pipelines.model.migration import Migration
 from zdm_pipelines.model.states import Phase, State
-from zdm_pipelines.model.values import Status
-from zdm_pipelines.phases import contract, preflight, rollback, status, switch_reads
+from zdm_pipelines.model.values import Hold, Status
+from zdm_pipelines.phases import contract, pause, preflight, rollback, status, switch_reads
+from zdm_pipelines.phases import watch as watch_
 from zdm_pipelines.project import Project
 
 app = typer.Typer(
@@ -50,6 +54,8 @@ Name = Annotated[str, typer.Argument(help="Name of a declared migration.", show_
 MaybeName = Annotated[
     str | None, typer.Argument(help="Name of a declared migration; default: all.", show_default=False)
 ]
+Owner = Annotated[str, typer.Option("--owner", help="Whose hold: work goes on when nobody's stands.")]
+Every = Annotated[bool, typer.Option("--database", help="Every migration of this migration's database.")]
 Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]
 
 
@@ -169,7 +175,7 @@ def plan(
 @app.command()
 @verb
 def doctor(name: MaybeName = None, defs: Defs = None, json: Json = False) -> None:
-    """Look at everything a migration needs: variables, connection, role, privileges, table, ledger. Changes nothing."""
+    """Look at everything a migration needs: variables, role, privileges, table, ledger, signals. Changes nothing."""
     found = _read(defs)
     migrations = [found.migration(name)] if name else list(found.migrations.values())
     findings = [] if name else [doctor_.problem(p) for p in found.problems]
@@ -217,10 +223,21 @@ def status_(
             raise typer.Exit(DONE) from None
 
 
+_UNMOVED = {State.PLANNED, State.EXPANDED, State.BACKFILLING, State.ROLLED_BACK}
+
+
+def _stands(migration: Migration, url: str) -> Status:
+    """Where it stands; while rows are to be moved, a maintenance window that is closed is a hold like any other."""
+    found = status.read(migration, url)
+    if found.state == State.CONTRACTED:
+        return replace(found, holds=())
+    return replace(found, holds=tuple(watch_.against(migration, url))) if found.state in _UNMOVED else found
+
+
 def _status_of_one(defs: Path | None, name: str, *, json: bool) -> Iterator[tuple[RenderableType, Any]]:
     _, migration, url = _one(defs, name)
     while True:
-        found = status.read(migration, url)
+        found = _stands(migration, url)
         against = [] if found.state == State.CONTRACTED else contract.refusals(migration, url)
         yield (
             "" if json else show.status(migration, found, against),
@@ -236,7 +253,7 @@ def _status_of_all(defs: Path | None, *, json: bool) -> Iterator[tuple[Renderabl
         rows: list[tuple[Migration, Status | str]] = []
         for migration in declared.migrations.values():
             try:
-                rows.append((migration, status.read(migration, declared.url(migration))))
+                rows.append((migration, _stands(migration, declared.url(migration))))
             except ZdmError as error:
                 rows.append((migration, str(error)))
         document = [{"migration": m.name, "error": s} if isinstance(s, str) else asdict(s) for m, s in rows]
@@ -272,11 +289,14 @@ def run(
 ) -> None:
     """Run phases. Running again goes on where it stopped; reads and contract only run when named."""
     _check_options(phase, to=to, partition=partition, repair=repair, percent=percent)
-    _, migration, url = _one(defs, name)
+    found, migration, url = _one(defs, name)
     if phase is PhaseName.CONTRACT:
         _before_contract(migration, url, yes=yes)
     phases = [phase.phase] if phase else list(UNATTENDED[: UNATTENDED.index(Phase(str(to))) + 1] if to else UNATTENDED)
-    walk = Walk(migration, url, partitions=partition or None, repair=repair, percent=percent, quiet=json)
+    walk = Walk(
+        migration, url, found.databases[migration.database],
+        partitions=partition or None, repair=repair, percent=percent, quiet=json,
+    )  # fmt: skip
     try:
         walk.run(phases)
     except KeyboardInterrupt:
@@ -370,6 +390,91 @@ def rollback_(
     else:
         done = f"{name} is {reached}" + ("" if steps else ": there was nothing to undo")
         terminal.out().print(Text(done, style="green"), soft_wrap=True)
+
+
+# -- steering what runs -----------------------------------------------------------------------------------------------
+
+
+@app.command("pause")
+@verb
+def pause_(
+    name: Name,
+    reason: Annotated[
+        str | None, typer.Option("--reason", help="Why, for whoever looks; default: who paused.", show_default=False)
+    ] = None,
+    owner: Owner = holds.OPERATOR,
+    every: Every = False,
+    defs: Defs = None,
+    json: Json = False,
+) -> None:
+    """Stop a backfill at its next batch, wherever it runs; it waits until the hold is lifted."""
+    _, migration, url = _one(defs, name)
+    pause.pause(migration, url, reason=reason or f"paused by {_user()}", owner=owner, every=every)
+    _show_holds(name, watch_.against(migration, url), json=json)
+
+
+@app.command()
+@verb
+def resume(
+    name: Name, owner: Owner = holds.OPERATOR, every: Every = False, defs: Defs = None, json: Json = False
+) -> None:
+    """Lift one owner's hold; work goes on when no other stands."""
+    _, migration, url = _one(defs, name)
+    whose = (holds.EVERY if every else name, owner)
+    stood = whose in [(h.migration, h.owner) for h in watch_.against(migration, url)]
+    pause.resume(migration, url, owner=owner, every=every)
+    if not stood:
+        whom = f"database {migration.database}" if every else name
+        terminal.note(f"{owner} had placed no hold on {whom}")
+    _show_holds(name, watch_.against(migration, url), json=json)
+
+
+def _user() -> str:
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):  # a container whose user has no name
+        return "somebody"
+
+
+def _show_holds(name: str, standing: Sequence[Hold], *, json: bool) -> None:
+    if json:
+        terminal.as_json({"migration": name, "holds": [asdict(h) for h in standing]})
+    elif standing:
+        terminal.show(show.holds(name, standing))
+    else:
+        terminal.out().print(Text(f"nothing holds {name}", style="green"), soft_wrap=True)
+
+
+@app.command()
+@verb
+def tune(
+    name: Name,
+    settings: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[KEY=VALUE]...",
+            help="As in defs.yaml, such as backfill.batch_rows=500, throttle.nice=1, throttle.latency_p95=null.",
+            show_default=False,
+        ),
+    ] = None,
+    reset: Annotated[bool, typer.Option("--reset", help="Go back to what is declared.")] = False,
+    defs: Defs = None,
+    json: Json = False,
+) -> None:
+    """Change a backfill while it runs, on top of what is declared; without KEY=VALUE, show what holds now."""
+    if reset and settings:
+        raise typer.BadParameter("--reset goes without KEY=VALUE: it takes back everything that was tuned")
+    wanted = tune_.changes(settings or [])
+    _, migration, url = _one(defs, name)
+    if reset:
+        pause.reset(migration, url)
+    elif wanted:
+        pause.tune(migration, url, wanted)
+    now, tuned = pause.settings(migration, url)
+    if json:
+        terminal.as_json({"migration": name, "settings": now.model_dump(mode="json"), "tuned": tuned})
+    else:
+        terminal.show(tune_.show(migration, now, tuned))
 
 
 @app.command()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -13,12 +13,23 @@ from rich.text import Text
 
 from zdm_pipelines.changes import bind
 from zdm_pipelines.cli.show import expected_ranges
-from zdm_pipelines.dialects.postgres.connection import Connection, connected, privilege_problem, query, safe, where
-from zdm_pipelines.engine import gate, ledger
+from zdm_pipelines.dialects.postgres.connection import (
+    Connection,
+    connected,
+    privilege_problem,
+    query,
+    safe,
+    scalar,
+    where,
+)
+from zdm_pipelines.engine import gate, holds, ledger, signals, watch
 from zdm_pipelines.engine.ranges import estimate_rows
+from zdm_pipelines.engine.signals import Surroundings
 from zdm_pipelines.model.errors import PreflightError, ZdmError
 from zdm_pipelines.model.migration import Database, Migration
 from zdm_pipelines.model.states import ACTIVE, State
+from zdm_pipelines.model.throttle import HttpLimit, Limit, SqlLimit
+from zdm_pipelines.model.values import Catalog, Reading
 from zdm_pipelines.phases import preflight
 
 _LONG = 300  # seconds a transaction is open before it is worth a word: our locks wait behind it
@@ -69,8 +80,9 @@ def examine(database: Database, migrations: Sequence[Migration]) -> Iterator[Fin
             yield _ok(thing, f"answers at {where(url)}")
             yield from _server(conn, thing)
             yield from _ledger(conn, thing)
+            replicas = yield from _replicas(database)
             for migration in migrations:
-                yield from _guarded(conn, migration)
+                yield from _guarded(conn, migration, url, replicas)
     except ZdmError as error:
         yield problem(error)
     except psycopg.Error as error:
@@ -138,10 +150,37 @@ def _ledger(conn: Connection, thing: str) -> Iterator[Finding]:
         )
 
 
-def _guarded(conn: Connection, migration: Migration) -> Iterator[Finding]:
+def _replicas(database: Database) -> Generator[Finding, None, dict[str, str]]:
+    """Look at the declared replicas; gives their URLs, as far as they are set."""
+    urls: dict[str, str] = {}
+    for variable in database.replicas:
+        thing = f"replica {variable}"
+        try:
+            urls |= database.model_copy(update={"replicas": (variable,)}).replica_urls()
+            with connected(urls[variable], purpose="doctor") as conn:
+                if scalar(conn, "SELECT pg_is_in_recovery()"):
+                    yield _ok(thing, f"answers at {where(urls[variable])}")
+                else:
+                    yield _warning(thing, f"at {where(urls[variable])} is no replica", "point it at a standby")
+        except ZdmError as error:
+            yield Finding(verdict="problem", thing=thing, fact=error.fact, way_out=error.way_out)
+        except psycopg.Error as error:
+            yield Finding(verdict="problem", thing=thing, fact=safe(error), way_out="see the server's log")
+    return urls
+
+
+def _guarded(conn: Connection, migration: Migration, url: str, replicas: Mapping[str, str]) -> Iterator[Finding]:
     """One migration; what is wrong with it does not keep the others from being looked at."""
     try:
-        yield from _migration(conn, migration)
+        catalog = yield from _migration(conn, migration)
+        if catalog is not None:
+            around = Surroundings(url=url, catalog=catalog, replicas=replicas)
+            yield from _signals(migration, around, unmade=not holds.exist(conn))
+        if holds.exist(conn):
+            for hold in holds.standing(conn, migration.name):
+                yield _warning(
+                    f"migration {migration.name}", f"is held by {hold.owner}: {hold.reason}", "see zdm status"
+                )
     except PreflightError as error:
         yield from (problem(p) for p in error.problems)
     except psycopg.errors.InsufficientPrivilege as error:
@@ -150,12 +189,45 @@ def _guarded(conn: Connection, migration: Migration) -> Iterator[Finding]:
         yield problem(error)
 
 
-def _migration(conn: Connection, migration: Migration) -> Iterator[Finding]:
+def _signals(migration: Migration, around: Surroundings, *, unmade: bool) -> Iterator[Finding]:
+    """Every declared signal, read once.
+
+    Args:
+        unmade: the ledger is not there yet, and with it the table of heartbeats.
+    """
+    limits = signals.declared(migration.throttle, replicas=bool(around.replicas))
+    for name, reading in watch.once(limits, around).items():
+        thing = f"migration {migration.name}"
+        if unmade and "zdm.heartbeat" in reading.problem:
+            yield _ok(thing, f"signal {name} is read once expand has run")
+            continue
+        verdict = watch.judge(limits[name], reading, paused=False)
+        if reading.value is None:
+            way_out = _way_out(name, limits[name], reading)
+            yield Finding(verdict="problem", thing=thing, fact=f"signal {verdict.reason}", way_out=way_out)
+        elif verdict.bad:
+            yield _warning(thing, f"signal {verdict.reason}", "a backfill would wait now")
+        else:
+            yield _ok(thing, f"signal {verdict.reason}")
+
+
+def _way_out(name: str, limit: Limit, reading: Reading) -> str:
+    """What to do about a signal that cannot be read: a backfill would wait for it."""
+    if isinstance(limit, SqlLimit):
+        return "correct its query, or take it out of throttle.sql"
+    if isinstance(limit, HttpLimit):
+        return "see that the service answers, or take it out of throttle.http"
+    mend = "" if "GRANT" in reading.problem else "mend that (docs/production.md lists the grants), or "
+    return f"{mend}set throttle.{name}: null to not watch it"
+
+
+def _migration(conn: Connection, migration: Migration) -> Generator[Finding, None, Catalog | None]:
+    """The table and the ledger; gives the table, unless the migration is finished."""
     thing = f"migration {migration.name}"
     entry = ledger.find(conn, migration.name)
     if entry is not None and entry.state == State.CONTRACTED:
         yield _ok(thing, "is contracted: finished")
-        return
+        return None
     if entry is None or entry.state not in ACTIVE:
         catalog = preflight.look(conn, migration)
         rows = estimate_rows(conn, catalog)
@@ -165,7 +237,7 @@ def _migration(conn: Connection, migration: Migration) -> Iterator[Finding]:
             f"fits {catalog.table}: about {rows:,} rows, key {key}, about {expected_ranges(migration, rows):,} ranges",
         )
         yield from (_warning(thing, w) for w in catalog.warnings)
-        return
+        return catalog
     yield _ok(thing, f"is {entry.state}")
     if dict(entry.change) != ledger.declared(migration):
         yield Finding(
@@ -195,6 +267,7 @@ def _migration(conn: Connection, migration: Migration) -> Iterator[Finding]:
     old = ledger.writers(conn, entry.id, ledger.OLD_SHAPE, within=migration.contract.straggler_window)
     if entry.state in (State.SWITCHED, State.TOMBSTONED):
         yield from (_warning(thing, f"{who}: wrote the old shape", "deploy new code there") for who in old)
+    return entry.catalog
 
 
 _MARKS = {"ok": Text("✔", style="green"), "warning": Text("!", style="yellow"), "problem": Text("✘", style="red")}

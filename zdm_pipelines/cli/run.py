@@ -12,7 +12,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn
 
 from zdm_pipelines.cli import show, terminal
 from zdm_pipelines.engine.batches import Moved
-from zdm_pipelines.model.migration import Migration
+from zdm_pipelines.model.errors import Throttled
+from zdm_pipelines.model.migration import Database, Migration
 from zdm_pipelines.model.states import Phase
 from zdm_pipelines.model.values import Report
 from zdm_pipelines.phases import backfill, contract, expand, preflight, status, switch_reads, validate
@@ -28,6 +29,7 @@ class Walk:
 
     migration: Migration
     url: str
+    database: Database
     partitions: Sequence[str] | None = None
     repair: bool = False
     percent: int | None = None
@@ -58,6 +60,8 @@ class Walk:
             except KeyboardInterrupt:
                 self._stopped(phase)
                 raise
+            except Throttled as error:
+                raise self._throttled(error) from None
             if phase is Phase.VALIDATE:
                 validate.raise_if_failed(self.reports[-1])
 
@@ -76,6 +80,11 @@ class Walk:
             f" --phase {phase.replace('_', '-')}" if phase not in UNATTENDED else ""
         )
         terminal.note(f"{phase} was stopped: {fact}. To go on: {go_on}")
+
+    def _throttled(self, error: Throttled) -> Throttled:
+        name = self.migration.name
+        way_out = f"what was moved is kept: zdm run {name} goes on, zdm status {name} shows what stands against it"
+        return Throttled(error.thing, error.fact, way_out, error.reasons)
 
     def _progress(self, unit: str) -> Progress:
         return Progress(
@@ -107,9 +116,10 @@ class Walk:
             moving = backfill.run(
                 self.migration,
                 self.url,
+                database=self.database,
                 partitions=self.partitions,
                 repair=self.repair,
-                tell=self._tell,
+                tell=bar.told,
                 batch=bar.batch,
             )
             with _closing(moving):
@@ -180,6 +190,7 @@ class _Bar:
 
     def __init__(self, walk: Walk, progress: Progress, *, ranges: int, rows: int) -> None:
         self.console = walk.console
+        self.say = terminal.remarks(walk.console)
         self.progress = progress
         self.ranges = ranges
         self.begun = self.said = time.monotonic()
@@ -194,6 +205,12 @@ class _Bar:
         self.rows += moved.rows
         speed = f"{self.rows / max(time.monotonic() - self.begun, 0.001):,.0f}/s, batches of {moved.batch_rows:,}"
         self.progress.update(self.task, advance=moved.rows, speed=speed)
+
+    def told(self, text: str) -> None:
+        """What the backfill says, such as why it waits; the bar shows that until the next batch."""
+        self.say(text)
+        if text.startswith("waiting"):
+            self.progress.update(self.task, speed="waiting")
 
     def range_done(self, done: int) -> None:
         """Called as each range is proven done."""

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
 
 from rich.console import Group, RenderableType
 from rich.padding import Padding
@@ -11,10 +13,12 @@ from rich.table import Table
 from rich.text import Text
 
 from zdm_pipelines.cli import terminal
+from zdm_pipelines.engine import holds as holds_
 from zdm_pipelines.engine.ranges import MAX_RANGES
+from zdm_pipelines.engine.throttle import WINDOW
 from zdm_pipelines.model.migration import Migration
 from zdm_pipelines.model.states import Phase, State
-from zdm_pipelines.model.values import Catalog, Report, Status, Step
+from zdm_pipelines.model.values import Catalog, Hold, Report, Status, Step
 from zdm_pipelines.project import Project
 
 _COLOUR = {
@@ -171,12 +175,36 @@ def report(done: Report) -> RenderableType:
     return Group(Text(str(done.phase), style="bold"), Padding(facts(rows), (0, 0, 0, 2)))
 
 
+def hold(name: str, one: Hold) -> Text:
+    """A hold: whose, why, since when, and who ends it."""
+    text = Text.assemble((one.owner, "bold"), f": {one.reason}", style="yellow")
+    if one.owner == WINDOW:
+        return text
+    whose = ", holds every migration of the database" if one.migration == holds_.EVERY else ""
+    text.append(f" (for {span(max(0.0, (datetime.now(UTC) - one.since).total_seconds()))}{whose})", style="dim")
+    text.append(f"; {_end(name, one)}")
+    return text
+
+
+def _end(name: str, one: Hold) -> str:
+    if holds_.is_signal(one.owner):
+        return "ends when the signal recovers"
+    owner = "" if one.owner == holds_.OPERATOR else f" --owner {shlex.quote(one.owner)}"
+    return f"zdm resume {name}{owner}{' --database' if one.migration == holds_.EVERY else ''}"
+
+
+def holds(name: str, standing: Sequence[Hold]) -> RenderableType:
+    """What stands against writing."""
+    return facts([("held" if not i else "", hold(name, one)) for i, one in enumerate(standing)])
+
+
 def status(migration: Migration, found: Status, against: Sequence[str]) -> RenderableType:
     """Where a migration stands."""
     rows: list[tuple[str, RenderableType]] = [
         ("migration", Text(migration.name, style="bold")),
         ("table", Text(f"{migration.table_name} in database {migration.database}")),
         ("state", state(found.state)),
+        *(("held" if not i else "", hold(migration.name, one)) for i, one in enumerate(found.holds)),
     ]
     if found.ranges:
         bar = Table.grid(padding=(0, 1))
@@ -214,9 +242,13 @@ def overview(rows: Sequence[tuple[Migration, Status | str]]) -> Table:
         if isinstance(found, str):
             table.add_row(migration.name, Text("unknown", style="red"), "", "", "", Text(found))
             continue
+        stands = state(found.state)
+        if found.holds:
+            owners = ", ".join(one.owner.removeprefix(holds_.of_signal("")) for one in found.holds)
+            stands.append(f", held: {owners}", style="yellow")
         table.add_row(
             migration.name,
-            state(found.state),
+            stands,
             f"{found.ranges_done}/{found.ranges}",
             f"{found.rows_moved:,}",
             f"{found.flag.percent} %" if found.flag else "",

@@ -107,16 +107,28 @@ def _plain(value: object) -> Any:
 def statements(console: Console | None = None) -> Callable[[str], None]:
     """What a phase is given to tell its statements to: each by its first line, a repeated one once."""
     console = console or err()
+    return _teller(lambda text: _print_line(console, text))
+
+
+def remarks(console: Console) -> Callable[[str], None]:
+    """What a phase is given that tells no statements: what it says in full, what is repeated once."""
+    return _teller(lambda text: console.print(Text(f"  {text}", style="yellow"), soft_wrap=True))
+
+
+def _teller(say: Callable[[str], None]) -> Callable[[str], None]:
     last = ""
 
     def tell(text: str) -> None:
         nonlocal last
         if text and text != last:
             last = text
-            line = Text(f"  {text.splitlines()[0]}", style="dim")
-            console.print(line, no_wrap=True, overflow="ellipsis")
+            say(text)
 
     return tell
+
+
+def _print_line(console: Console, text: str) -> None:
+    console.print(Text(f"  {text.splitlines()[0]}", style="dim"), no_wrap=True, overflow="ellipsis")
 
 
 def sql(text: str) -> RenderableType:

@@ -17,6 +17,7 @@ from zdm_pipelines.model.errors import SpecError
 from zdm_pipelines.model.migration import Backfill, Migration
 from zdm_pipelines.model.throttle import Throttle
 from zdm_pipelines.model.units import Declared
+from zdm_pipelines.model.windows import Windows
 
 Changes = Mapping[str, Any]
 
@@ -26,7 +27,7 @@ class Settings(Declared):
 
     backfill: Backfill
     throttle: Throttle
-    allowed: tuple[str, ...]
+    allowed: Windows
 
 
 def declared(migration: Migration) -> Settings:

@@ -11,7 +11,7 @@ from zdm_pipelines.model.errors import SpecError
 from zdm_pipelines.model.names import TableName, too_long
 from zdm_pipelines.model.throttle import Throttle
 from zdm_pipelines.model.units import Declared, Duration, written
-from zdm_pipelines.model.windows import WindowText
+from zdm_pipelines.model.windows import Windows
 
 _VARIABLE = r"^[A-Za-z_][A-Za-z0-9_]*$"
 Percent = Annotated[int, Field(ge=1, le=100, strict=True)]
@@ -129,17 +129,12 @@ class Migration(Declared):
     change: ReplaceColumn
     backfill: Backfill = Backfill()
     throttle: Throttle = Throttle()
-    allowed: tuple[WindowText, ...] = Field(
+    allowed: Windows = Field(
         default=(), description="When the backfill may write, as 22:00-06:00 Europe/Berlin; default: always."
     )
     locks: Locks = Locks()
     reads: Reads = Reads()
     contract: Contract = Contract()
-
-    @field_validator("allowed", mode="before")
-    @classmethod
-    def _one_or_several(cls, given: object) -> object:
-        return (given,) if isinstance(given, str) else given
 
     @field_validator("table")
     @classmethod

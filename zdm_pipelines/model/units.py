@@ -10,7 +10,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, PlainSerializer, Wi
 
 _SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 _DURATION = r"^\s*(\d+(?:\.\d+)?)\s*(ms|s|m|h|d)\s*$"
-_BYTES = {"B": 1, "kB": 1024, "MB": 1024**2, "GB": 1024**3, "TB": 1024**4}
+_BYTES = {"B": 1.0, "kB": 1024.0, "MB": 1024.0**2, "GB": 1024.0**3, "TB": 1024.0**4}
 _SIZE = r"^\s*(\d+(?:\.\d+)?)\s*(B|kB|MB|GB|TB)\s*$"
 
 
@@ -43,21 +43,25 @@ def written(default: str) -> Any:
     return default
 
 
-def _plain(value: float) -> str:
-    """Decimal and exact enough to be read again as the same value."""
-    return f"{value:.9f}".rstrip("0").rstrip(".")
+def _written(value: float, units: dict[str, float], last: str) -> str:
+    """As a user would write it: in the largest unit that gives a whole number and is read again as the same value."""
+    for unit, worth in reversed(units.items()):
+        count = round(value / worth)
+        if count and count * worth == value:
+            return f"{count}{unit}"
+    return f"{value:.9f}".rstrip("0").rstrip(".") + last
 
 
 Duration = Annotated[
     float,
     BeforeValidator(seconds),
-    PlainSerializer(lambda value: f"{_plain(value)}s", when_used="json"),  # so that it can be read again
+    PlainSerializer(lambda value: _written(value, _SECONDS, "s"), when_used="json"),  # so that it can be read again
     WithJsonSchema({"type": "string", "pattern": _DURATION, "examples": ["250ms", "5s", "7d"]}),
 ]
 Size = Annotated[
     float,
     BeforeValidator(size),
-    PlainSerializer(lambda value: f"{_plain(value)}B", when_used="json"),
+    PlainSerializer(lambda value: _written(value, _BYTES, "B"), when_used="json"),
     WithJsonSchema({"type": "string", "pattern": _SIZE, "examples": ["64MB", "2GB"]}),
 ]
 

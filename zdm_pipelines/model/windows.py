@@ -7,7 +7,7 @@ from datetime import UTC, datetime, time, timedelta
 from typing import Annotated
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, BeforeValidator, Field, WithJsonSchema
 
 _WINDOW = re.compile(r"^\s*(\d{1,2}):(\d{2})\s*-\s*(\d{1,2}):(\d{2})\s+(\S+)\s*$")
 
@@ -70,4 +70,13 @@ def _known(text: str) -> str:
     return text
 
 
+def _one_or_several(given: object) -> object:
+    return (given,) if isinstance(given, str) else given
+
+
 WindowText = Annotated[str, Field(min_length=1), AfterValidator(_known)]
+Windows = Annotated[
+    tuple[WindowText, ...],
+    BeforeValidator(_one_or_several),
+    WithJsonSchema({"anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}}]}),
+]

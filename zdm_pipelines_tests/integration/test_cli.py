@@ -15,69 +15,15 @@ from typing import Any
 
 import psycopg
 import pytest
-from typer.testing import CliRunner
 
-from zdm_pipelines.cli.app import Last, Target, app
+from zdm_pipelines.cli.app import Last, Target
 from zdm_pipelines.cli.run import UNATTENDED
 from zdm_pipelines.phases import rollback
 
 NAME = "users_display_name"
 ROOT = Path(__file__).resolve().parents[2]
 
-DEFS = """\
-type: zdm_pipelines.Database
-attributes:
-  name: app
----
-type: zdm_pipelines.ZeroDowntimeMigration
-attributes:
-  name: users_display_name
-  database: app
-  table: public.users
-  change:
-    kind: replace_column
-    old: full_name
-    new: {name: display_name, type: text, nullable: false}
-    up: full_name
-    down: display_name
-  backfill: {range_rows: 500, batch_rows: 100}
-  throttle: {replication_lag: null, latency_p95: null}
-  contract: {confidence_window: 0s, tombstone_window: 0s, straggler_window: 0s}
-"""
-
 Say = Callable[..., Any]
-
-
-@pytest.fixture
-def defs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The file that declares the migration; the working directory is its project."""
-    file = tmp_path / "defs" / "users" / "defs.yaml"
-    file.parent.mkdir(parents=True)
-    file.write_text(DEFS)
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.delenv("ZDM_DEFS", raising=False)
-    monkeypatch.setenv("COLUMNS", "200")
-    return file
-
-
-@pytest.fixture
-def zdm(defs: Path) -> Say:
-    """Say something to zdm; the exit status is checked."""
-
-    def say(*words: str, status: int = 0) -> Any:
-        result = CliRunner().invoke(app, list(words))
-        assert result.exit_code == status, result.output + repr(result.exception)
-        assert "Traceback" not in result.output
-        return result
-
-    return say
-
-
-@pytest.fixture
-def database_of(app_database: str, monkeypatch: pytest.MonkeyPatch) -> str:
-    """The migration's database, named by its environment variable."""
-    monkeypatch.setenv("ZDM_APP_URL", app_database)
-    return app_database
 
 
 def one(url: str, statement: str) -> Any:
@@ -110,7 +56,7 @@ def test_list_touches_no_database(zdm, monkeypatch):
 
 
 def test_bad_yaml_is_told_by_file_and_line(zdm, defs):
-    defs.write_text(DEFS.replace("batch_rows: 100", "batch_row: 100"))
+    defs.write_text(defs.read_text().replace("batch_rows: 100", "batch_row: 100"))
     said = zdm("list", status=2).stderr
     assert "defs/users/defs.yaml:16 users_display_name backfill.batch_row: 100: is no key here" in said
     assert "did you mean batch_rows" in said
@@ -153,7 +99,7 @@ def test_plan_prints_sql_that_runs(zdm, database_of):
 
 
 def test_plan_tells_every_problem(zdm, database_of, defs):
-    defs.write_text(DEFS.replace("old: full_name", "old: full_nam"))
+    defs.write_text(defs.read_text().replace("old: full_name", "old: full_nam"))
     assert "did you mean full_name" in zdm("plan", NAME, status=1).stderr
 
 
@@ -210,12 +156,13 @@ def test_lag_that_a_role_may_not_see_counts_as_bad(zdm, server, database_of, def
         connection.execute("CREATE SCHEMA zdm AUTHORIZATION stranger")
         connection.execute("ALTER TABLE users OWNER TO stranger")
         connection.execute("GRANT CREATE ON SCHEMA public TO stranger")
+    declared = defs.read_text()
     lag = "{replication_lag: {pause_above: 5s, resume_below: 1s}, latency_p95: null, max_wait: 500ms}"
-    defs.write_text(DEFS.replace("{replication_lag: null, latency_p95: null}", lag))
+    defs.write_text(declared.replace("{replication_lag: null, latency_p95: null}", lag))
     said = zdm("run", NAME, status=1).stderr
     assert "replication_lag cannot be read" in said
     assert "GRANT pg_monitor" in said
-    defs.write_text(DEFS)
+    defs.write_text(declared)
     zdm("run", NAME)
 
 
@@ -320,7 +267,7 @@ def test_a_broken_sync_is_found_by_doctor(zdm, database_of):
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_interrupted_it_keeps_every_batch_and_says_how_to_go_on(zdm, database_of, defs, number):
-    defs.write_text(DEFS.replace("range_rows: 500, batch_rows: 100", "range_rows: 2000, batch_rows: 5"))
+    defs.write_text(defs.read_text().replace("range_rows: 500, batch_rows: 100", "range_rows: 2000, batch_rows: 5"))
     zdm("run", NAME, "--to", "expand")
     command = [sys.executable, "-m", "zdm_pipelines.cli", "run", NAME]
     process = subprocess.Popen(
