@@ -452,7 +452,7 @@ def tune(
     settings: Annotated[
         list[str] | None,
         typer.Argument(
-            metavar="[KEY=VALUE]...",
+            metavar="KEY=VALUE",
             help="As in defs.yaml, such as backfill.batch_rows=500, throttle.nice=1, throttle.latency_p95=null.",
             show_default=False,
         ),

@@ -177,7 +177,8 @@ def report(done: Report) -> RenderableType:
 
 def hold(name: str, one: Hold) -> Text:
     """A hold: whose, why, since when, and who ends it."""
-    text = Text.assemble((one.owner, "bold"), f": {one.reason}", style="yellow")
+    owner = "" if holds_.is_signal(one.owner) else f"{one.owner}: "  # a signal's reason names it
+    text = Text.assemble((owner, "bold"), one.reason, style="yellow")
     if one.owner == WINDOW:
         return text
     whose = ", holds every migration of the database" if one.migration == holds_.EVERY else ""

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import yaml
-from rich.console import RenderableType
+from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
@@ -91,7 +91,6 @@ def show(migration: Migration, now: Settings, tuned: Mapping[str, Any]) -> Rende
     table = Table.grid(padding=(0, 2))
     table.add_column(no_wrap=True)
     table.add_column(overflow="fold")
-    table.add_column(overflow="fold")
     unwatched: list[str] = []
     for key, value in _rows(now):
         remark = Text()
@@ -103,9 +102,7 @@ def show(migration: Migration, now: Settings, tuned: Mapping[str, Any]) -> Rende
             unwatched.append(key.removeprefix("throttle."))
             continue
         table.add_row(key, Text(value), remark)
-    if unwatched:
-        table.add_row(Text("not set", style="dim"), Text(", ".join(unwatched), style="dim"), "")
-    return table
+    return Group(table, Text(f"not set: {', '.join(unwatched)}", style="dim"))
 
 
 def _rows(settings: Settings) -> Iterator[tuple[str, str]]:

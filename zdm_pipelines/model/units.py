@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from decimal import Decimal
 from enum import StrEnum
 from typing import Annotated, Any
 
@@ -49,7 +50,7 @@ def _written(value: float, units: dict[str, float], last: str) -> str:
         count = round(value / worth)
         if count and count * worth == value:
             return f"{count}{unit}"
-    return f"{value:.9f}".rstrip("0").rstrip(".") + last
+    return f"{Decimal(repr(value)):f}".removesuffix(".0") + last
 
 
 Duration = Annotated[
