@@ -84,12 +84,18 @@ class Governor:
         return found, any(v.critical for v in verdicts)
 
     def _verdicts(self) -> list[Verdict]:
+        standing = self._standing
+        held = set() if isinstance(standing, str) else {h.owner for h in standing}
         with self._lock:
             limits = dict(self._limits)
             found = []
             for name, watch in self._watches.items():
-                verdict = judge(limits[name], watch.reading(), paused=self._bad.get(name, False))
-                self._bad[name] = verdict.bad
+                unread = watch.is_first
+                # At first, the last verdict is the hold that others placed.
+                paused = self._bad.get(name, holds.of_signal(name) in held)
+                verdict = judge(limits[name], watch.reading(), paused=paused)
+                if name in self._bad or not (unread or isinstance(standing, str)):
+                    self._bad[name] = verdict.bad
                 found.append(verdict)
             return found
 
