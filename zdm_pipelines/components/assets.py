@@ -1,19 +1,19 @@
 """Assets: one per phase, in the order a migration walks them."""
 
-from collections.abc import Callable, Iterator
-from contextlib import closing
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import closing, contextmanager
 from typing import Any
 
 import dagster as dg
 from pydantic import Field
 
-from zdm_pipelines.components import books, describe, keys, metadata, reasons
+from zdm_pipelines.components import books, continuation, describe, keys, metadata, pools, reasons
 from zdm_pipelines.components.database import DatabaseResource, resource_key
 from zdm_pipelines.components.failures import readable
 from zdm_pipelines.components.progress import Progress
 from zdm_pipelines.engine.batches import Moved
 from zdm_pipelines.engine.gate import CHECKS
-from zdm_pipelines.model.errors import StateConflict
+from zdm_pipelines.model.errors import DatabaseUnreachable, StateConflict, Throttled
 from zdm_pipelines.model.migration import Migration
 from zdm_pipelines.model.states import Phase, State
 from zdm_pipelines.phases import backfill, contract, expand, preflight, status, switch_reads, validate
@@ -68,9 +68,13 @@ def _spec(migration: Migration, phase: Phase | str, **more: Any) -> dg.AssetSpec
     )
 
 
-def _url(context: dg.AssetExecutionContext, migration: Migration) -> str:
+def _database(context: dg.AssetExecutionContext, migration: Migration) -> DatabaseResource:
     database: DatabaseResource = getattr(context.resources, resource_key(migration.database))
-    return database.url()
+    return database
+
+
+def _url(context: dg.AssetExecutionContext, migration: Migration) -> str:
+    return _database(context, migration).url()
 
 
 def _common(migration: Migration, phase: Phase | str) -> dict[str, Any]:
@@ -110,7 +114,7 @@ def _expand(migration: Migration) -> dg.AssetsDefinition:
         specs=[_spec(migration, Phase.EXPAND)], pool=keys.pool(migration), **_common(migration, Phase.EXPAND)
     )
     def expand_(context: dg.AssetExecutionContext) -> Iterator[dg.MaterializeResult[None]]:
-        books.limit_pool(context.instance, migration)
+        pools.begin(context.instance, migration)
         with readable():
             url = _url(context, migration)
             report = expand.run(migration, url, look=preflight.look, tell=context.log.info)
@@ -142,36 +146,81 @@ def _backfill(migration: Migration) -> dg.AssetsDefinition:
         **_common(migration, Phase.BACKFILL),
     )
     def backfill_(context: dg.AssetExecutionContext, config: BackfillConfig) -> Iterator[dg.AssetMaterialization]:
-        wanted = list(context.partition_keys)
-        done = 0
+        continuation.mark(context.instance, context.run, migration)
+        done: set[str] = set()
 
         def line(rows: int, seconds: float, detail: str) -> str:
             speed = f"{rows:,} rows in {seconds:.0f} s ({rows / seconds:,.0f}/s)"
-            return f"{speed}, {done} of {len(wanted)} ranges done; {detail}"
+            return f"{speed}, {len(done)} of {len(wanted)} ranges done; {detail}"
 
         progress = Progress(context.log.info, line)
 
         def batch(moved: Moved) -> None:
             progress.add(moved.rows, f"range {moved.partition}, batches of {moved.batch_rows:,} rows")
 
-        with readable():
+        wanted = list(context.partition_keys)
+        with readable(), _handing_over(context, migration, wanted, done):
             url = _url(context, migration)
-            bounds = {r.range.partition: r.range for r in status.of_ranges(migration, url)}
+            ranges = status.of_ranges(migration, url)
+            if continuation.is_second_try(context.run) and not config.repair:
+                missing = set(books.missing_ranges(context.instance, migration, ranges))
+                missing |= {r.range.partition for r in ranges if not r.done}
+                wanted[:] = [partition for partition in wanted if partition in missing]
+            bounds = {r.range.partition: r.range for r in ranges}
             moving = backfill.run(
-                migration, url, partitions=wanted, repair=config.repair, tell=context.log.info, batch=batch
+                migration,
+                url,
+                database=_database(context, migration).declared(),
+                partitions=wanted,
+                repair=config.repair,
+                run_id=context.run.run_id,
+                tell=context.log.info,
+                batch=batch,
             )
             statement = backfill.plan(migration, preflight.catalog_of(url, migration))[0].sql
             # An interrupted run closes the generator, which ends the workers at their next batch.
             with closing(moving):
                 for moved in moving:
-                    done += 1
                     yield dg.AssetMaterialization(
                         key,
                         partition=moved.partition,
                         metadata=metadata.of_moved(moved, bounds[moved.partition], statement),
                     )
+                    done.add(moved.partition)
 
     return backfill_
+
+
+@contextmanager
+def _handing_over(
+    context: dg.AssetExecutionContext, migration: Migration, wanted: Sequence[str], done: Collection[str]
+) -> Iterator[None]:
+    """End a run that was held for too long as paused: what is left of it waits in the queue."""
+    instance = context.instance
+    try:
+        yield
+    except (Throttled, DatabaseUnreachable) as error:
+        # A database that cannot be reached at first is somebody's mistake, unless an earlier run did reach it.
+        known = isinstance(error, Throttled) or continuation.is_second_try(context.run)
+        if not known or not continuation.can_hand_over(instance):
+            raise
+        pools.shut(instance, migration)  # opened again when nothing stands against writing
+        continuation.paused(instance, context.run, error.fact)
+        run = instance.get_run_by_id(context.run.run_id)
+        assert run is not None
+        queued = continuation.continue_run(
+            instance,
+            run,
+            [partition for partition in wanted if partition not in done],
+            partitions=instance.get_dynamic_partitions(keys.partitions_name(migration)),
+            asset_graph=context.repository_def.asset_graph,
+        )
+        context.log.info(
+            "paused: %s. %d ranges go on from their checkpoints when nothing stands against writing, as run %s",
+            error.fact,
+            len(wanted) - len(done),
+            ", ".join(queued) or "queued already",
+        )
 
 
 def _validate(migration: Migration) -> dg.AssetsDefinition:

@@ -87,19 +87,6 @@ def list_ranges(instance: dg.DagsterInstance, migration: Migration, wanted: Sequ
     return [f"{len(wanted)} ranges listed"] if wanted else [f"{len(known)} ranges are no longer listed"]
 
 
-def limit_pool(instance: dg.DagsterInstance, migration: Migration) -> None:
-    """One run of the migration at a time, unless somebody set another limit.
-
-    The default limit of dagster.yaml does not hold in the queue's first pass over a pool it never saw.
-    """
-    storage = instance.event_log_storage
-    if not storage.supports_global_concurrency_limits:
-        return
-    pool = keys.pool(migration)
-    if not any(limit.name == pool and not limit.from_default for limit in storage.get_pool_limits()):
-        storage.set_concurrency_slots(pool, 1)
-
-
 def materialized(instance: dg.DagsterInstance, key: dg.AssetKey) -> int | None:
     """Storage id of an asset's latest materialization: a larger one is a later one."""
     found = instance.fetch_materializations(key, limit=1).records

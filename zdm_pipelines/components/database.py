@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import dagster as dg
-from pydantic import BaseModel
+from pydantic import BaseModel, Field
 
+from zdm_pipelines.components import watch
 from zdm_pipelines.components.declared import component_of, where
 from zdm_pipelines.components.scaffold import DatabaseScaffolder
 from zdm_pipelines.model import migration as model
@@ -21,6 +22,14 @@ class DatabaseResource(dg.ConfigurableResource[None]):
 
     name: str
     url_env: str
+    replicas: list[str] = Field(default_factory=list)
+    max_parallel: int = 2
+
+    def declared(self) -> model.Database:
+        """As it was declared."""
+        return model.Database(
+            name=self.name, url_env=self.url_env, replicas=tuple(self.replicas), max_parallel=self.max_parallel
+        )
 
     def url(self) -> str:
         """The URL.
@@ -28,7 +37,7 @@ class DatabaseResource(dg.ConfigurableResource[None]):
         Raises:
             SpecError: the environment variable is not set.
         """
-        return model.Database(name=self.name, url_env=self.url_env).url()
+        return self.declared().url()
 
 
 @dg.scaffold_with(DatabaseScaffolder)
@@ -46,7 +55,7 @@ class Database(dg.Component):
     @classmethod
     def get_spec(cls) -> dg.ComponentTypeSpec:
         """What is shown in lists of components."""
-        return dg.ComponentTypeSpec(description=cls.__doc__, produces=["resource"])
+        return dg.ComponentTypeSpec(description=cls.__doc__, produces=["resource", "sensor", "schedule"])
 
     @classmethod
     def load(cls, attributes: BaseModel | None, context: dg.ComponentLoadContext) -> Database:
@@ -55,7 +64,7 @@ class Database(dg.Component):
         return cls(attributes)
 
     def build_defs(self, context: dg.ComponentLoadContext) -> dg.Definitions:
-        """One resource.
+        """One resource, and what keeps watch over the database while its migrations write.
 
         Raises:
             SpecError: the name is taken.
@@ -66,5 +75,21 @@ class Database(dg.Component):
                 f"database {self.declared.name} is declared more than once",
                 "give each a name of its own",
             )
-        resource = DatabaseResource(name=self.declared.name, url_env=self.declared.variable)
-        return dg.Definitions(resources={resource_key(self.declared.name): resource})
+        resource = DatabaseResource(
+            name=self.declared.name,
+            url_env=self.declared.variable,
+            replicas=list(self.declared.replicas),
+            max_parallel=self.declared.max_parallel,
+        )
+        # A migration's component looks for its database, and a database's for its migrations.
+        from zdm_pipelines.components.migration import ZeroDowntimeMigration
+
+        mine = [
+            m.declared
+            for m in component_of(context, ZeroDowntimeMigration)
+            if m.declared.database == self.declared.name
+        ]
+        return dg.Definitions.merge(
+            dg.Definitions(resources={resource_key(self.declared.name): resource}),
+            watch.of_database(self.declared, mine),
+        )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dagster as dg
 from pydantic import BaseModel
 
-from zdm_pipelines.components import assets, rollback
+from zdm_pipelines.components import assets, operate, rollback
 from zdm_pipelines.components.database import Database
 from zdm_pipelines.components.declared import component_of, where
 from zdm_pipelines.components.scaffold import MigrationScaffolder
@@ -17,7 +17,8 @@ from zdm_pipelines.model.migration import Migration
 class ZeroDowntimeMigration(dg.Component):
     """One change to one table, made while the application reads and writes it.
 
-    It becomes the assets plan, expand, backfill, validate, switch_reads and contract, and the job rollback_<name>.
+    It becomes the assets plan, expand, backfill, validate, switch_reads and contract, and the jobs
+    pause_<name>, resume_<name>, tune_<name> and rollback_<name>.
     """
 
     def __init__(self, declared: Migration) -> None:
@@ -60,5 +61,5 @@ class ZeroDowntimeMigration(dg.Component):
             )
         return dg.Definitions(
             assets=assets.of_migration(self.declared),
-            jobs=[rollback.of_migration(self.declared)],
+            jobs=[rollback.of_migration(self.declared), *operate.of_migration(self.declared)],
         )

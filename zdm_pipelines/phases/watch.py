@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 
 from zdm_pipelines.dialects.postgres.connection import Connection, connected
-from zdm_pipelines.engine import holds, ledger, signals, tuning, watch
+from zdm_pipelines.engine import holds, ledger, ranges, sessions, signals, tuning, watch
 from zdm_pipelines.engine.signals import Surroundings
 from zdm_pipelines.engine.throttle import WINDOW
 from zdm_pipelines.model import windows
@@ -87,3 +87,25 @@ def against(migration: Migration, url: str) -> list[Hold]:
         if not holds.exist(conn):
             return []
         return _against(conn, migration, tuning.effective(conn, migration))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Life:
+    """Whether runs live, and whether their work goes on."""
+
+    dead: frozenset[str]  # runs that no session in the database belongs to
+    batches: int  # of the migration, over all its ranges
+
+
+def life(migration: Migration, url: str, runs: Collection[str]) -> Life:
+    """Ask the database which of some runs live: a run keeps a session there as long as its process is.
+
+    Raises:
+        DatabaseUnreachable
+    """
+    with connected(url, purpose=f"{migration.name} watch") as conn:
+        entry = ledger.find(conn, migration.name)
+        return Life(
+            dead=frozenset(run for run in runs if not sessions.run_lives(conn, run)),
+            batches=sum(r.batches for r in ranges.progress(conn, entry.id)) if entry else 0,
+        )

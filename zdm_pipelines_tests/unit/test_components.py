@@ -46,7 +46,8 @@ def test_the_schema_is_the_model() -> None:
 
 def test_a_migration_is_a_chain_of_assets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("ZDM_APP_URL", raising=False)  # loading asks no database
-    defs = load(write_project(tmp_path), monkeypatch)
+    throttle = {**DECLARED["throttle"], "sql": [{"name": "x", "query": "SELECT 1", "pause_above": 2}]}
+    defs = load(write_project(tmp_path, {**DECLARED, "throttle": throttle}), monkeypatch)
     dg.Definitions.validate_loadable(defs)
     graph = defs.resolve_asset_graph()
     chain = ["plan", *Phase]
@@ -60,7 +61,15 @@ def test_a_migration_is_a_chain_of_assets(tmp_path: Path, monkeypatch: pytest.Mo
         assert node.is_partitioned == (phase == "backfill")
     assert graph.get(key("backfill")).backfill_policy == dg.BackfillPolicy.multi_run(100)
     assert {c.name for c in graph.asset_check_keys} == {"parity", "backfill_complete", "constraints_valid"}
-    assert [job.name for job in defs.jobs or []] == [f"rollback_{NAME}"]
+    assert {job.name for job in defs.jobs or []} == {
+        f"{verb}_{NAME}" for verb in ("rollback", "pause", "resume", "tune")
+    }
+    on = {sensor.name: sensor.default_status for sensor in defs.sensors or []}
+    assert on == dict.fromkeys(("app_x", "lost_runs_app"), dg.DefaultSensorStatus.RUNNING)
+    assert [(s.name, s.cron_schedule, s.default_status) for s in defs.schedules or []] == [  # type: ignore[union-attr]
+        ("resume_app", "* * * * *", dg.DefaultScheduleStatus.RUNNING)
+    ]
+    assert graph.get(dg.AssetKey(["app", "x"])).group_name == "app_signals"
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,193 @@
+"""Continuation: a run that was paused hands its remaining ranges to a queued run of the same backfill.
+
+The queued run keeps the backfill's page open, and starts when the migration's pool lets it. A continuation's id
+follows from the run that it continues, so that however often and by whomever it is asked for, there is one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any, cast
+from uuid import UUID, uuid5
+
+import dagster as dg
+from dagster._core.errors import DagsterRunAlreadyExists
+from dagster._core.run_coordinator import QueuedRunCoordinator
+
+from zdm_pipelines.model.migration import Migration
+from zdm_pipelines.model.states import Phase
+
+MIGRATION = "zdm/migration"
+PHASE = "zdm/phase"
+ENDED = "zdm/ended"  # "paused": the run stopped before its ranges were done, and said so
+REASON = "zdm/reason"
+CONTINUES = "zdm/continues"  # id of the paused run
+
+_START = "dagster/asset_partition_range_start"
+_END = "dagster/asset_partition_range_end"
+_PARTITION = "dagster/partition"
+_BACKFILL = "dagster/backfill"
+_MAX_RETRIES = "dagster/max_retries"
+
+# Of the run, not of its work.
+_OWN_TAGS = (
+    ENDED, REASON, CONTINUES, _START, _END, _PARTITION,
+    "dagster/will_retry", "dagster/retry_number", "dagster/auto_retry_run_id", "dagster/run_failure_reason",
+    "dagster/parent_run_id", "dagster/root_run_id", ".dagster/grpc_info",
+)  # fmt: skip
+
+_RETRIES = "10"  # times that Dagster starts a run again whose process died
+_LONGEST_TAG = 200  # characters
+
+
+def mark(instance: dg.DagsterInstance, run: dg.DagsterRun, migration: Migration) -> None:
+    """Say whose run it is, and let Dagster start it again, whole, should its process die.
+
+    Ranges that are done are passed over then. Needs `run_retries` in dagster.yaml.
+    """
+    instance.add_run_tags(
+        run.run_id,
+        {
+            MIGRATION: migration.name,
+            PHASE: str(Phase.BACKFILL),
+            _MAX_RETRIES: _RETRIES,
+            "dagster/retry_strategy": "ALL_STEPS",
+            "dagster/retry_on_asset_or_op_failure": "false",
+        },
+    )
+
+
+def is_second_try(run: dg.DagsterRun) -> bool:
+    """Whether an earlier run has done some of its ranges."""
+    return CONTINUES in run.tags or "dagster/retry_number" in run.tags
+
+
+def can_hand_over(instance: dg.DagsterInstance) -> bool:
+    """Whether this instance has a queue in which a continuation can wait."""
+    return isinstance(instance.run_coordinator, QueuedRunCoordinator)
+
+
+def paused(instance: dg.DagsterInstance, run: dg.DagsterRun, reason: str) -> None:
+    """Say that a run ends as paused; from here on it is not started again, it is continued."""
+    short = reason if len(reason) <= _LONGEST_TAG else reason[: _LONGEST_TAG - 1] + "…"
+    instance.add_run_tags(run.run_id, {ENDED: "paused", REASON: short, _MAX_RETRIES: "0"})
+
+
+def paused_runs(instance: dg.DagsterInstance, migration: Migration) -> list[dg.DagsterRun]:
+    """The runs of a migration that ended as paused, latest first."""
+    tags = {MIGRATION: migration.name, ENDED: "paused"}
+    return list(instance.get_runs(filters=dg.RunsFilter(tags=tags), limit=100))
+
+
+def remaining(instance: dg.DagsterInstance, run: dg.DagsterRun, partitions: Sequence[str]) -> list[str]:
+    """The ranges of a run that it did not materialize, in key order.
+
+    Args:
+        partitions: every range of the migration, in key order.
+    """
+    if (single := run.tags.get(_PARTITION)) is not None:
+        wanted = [single]
+    elif _START in run.tags and {run.tags[_START], run.tags[_END]} <= set(partitions):
+        wanted = list(partitions[partitions.index(run.tags[_START]) : partitions.index(run.tags[_END]) + 1])
+    else:
+        return []  # its ranges were cut anew
+    records = instance.get_records_for_run(run.run_id, of_type=dg.DagsterEventType.ASSET_MATERIALIZATION).records
+    done = {
+        materialization.partition
+        for record in records
+        if (materialization := record.event_log_entry.asset_materialization) is not None
+    }
+    return [partition for partition in wanted if partition not in done]
+
+
+def continue_run(
+    instance: dg.DagsterInstance,
+    run: dg.DagsterRun,
+    wanted: Sequence[str],
+    *,
+    partitions: Sequence[str],
+    asset_graph: Any,
+) -> list[str]:
+    """Queue what is left of a run, unless it is queued already; gives the ids of the runs that were queued.
+
+    Args:
+        run: a run that ended, or is about to end, as paused.
+        wanted: the ranges that are left, in key order.
+        partitions: every range of the migration, in key order.
+        asset_graph: of the repository that the run belongs to.
+    """
+    queued = []
+    for first, last in _stretches(wanted, partitions):
+        run_id = str(uuid5(UUID(run.run_id), first))
+        found = instance.get_run_by_id(run_id)
+        if found is None:
+            found = _create(instance, run, run_id, first, last, asset_graph)
+        if found.status == dg.DagsterRunStatus.NOT_STARTED:
+            # The queue asks for no workspace: only launching needs one, and the daemon launches.
+            instance.submit_run(run_id, cast(Any, None))
+            queued.append(run_id)
+    return queued
+
+
+def _stretches(wanted: Sequence[str], partitions: Sequence[str]) -> Iterator[tuple[str, str]]:
+    """First and last of each stretch of neighbours: a run takes one stretch."""
+    places = {partition: place for place, partition in enumerate(partitions)}
+    stretch: list[str] = []
+    for partition in wanted:
+        if stretch and places[partition] != places[stretch[-1]] + 1:
+            yield stretch[0], stretch[-1]
+            stretch = []
+        stretch.append(partition)
+    if stretch:
+        yield stretch[0], stretch[-1]
+
+
+def _create(
+    instance: dg.DagsterInstance, run: dg.DagsterRun, run_id: str, first: str, last: str, asset_graph: Any
+) -> dg.DagsterRun:
+    tags = {name: value for name, value in run.tags.items() if name not in _OWN_TAGS}
+    tags |= {CONTINUES: run.run_id, _MAX_RETRIES: _RETRIES}
+    tags |= {_PARTITION: first} if _PARTITION in run.tags else {_START: first, _END: last}
+    try:
+        return instance.create_run(
+            job_name=run.job_name,
+            run_id=run_id,
+            run_config=run.run_config,
+            status=dg.DagsterRunStatus.NOT_STARTED,
+            tags=tags,
+            root_run_id=None,
+            parent_run_id=None,
+            step_keys_to_execute=run.step_keys_to_execute,
+            execution_plan_snapshot=instance.get_execution_plan_snapshot(run.execution_plan_snapshot_id)
+            if run.execution_plan_snapshot_id
+            else None,
+            job_snapshot=instance.get_job_snapshot(run.job_snapshot_id) if run.job_snapshot_id else None,
+            parent_job_snapshot=None,
+            asset_selection=run.asset_selection,
+            asset_check_selection=run.asset_check_selection,
+            resolved_op_selection=run.resolved_op_selection,
+            op_selection=run.op_selection,
+            remote_job_origin=run.remote_job_origin,
+            job_code_origin=run.job_code_origin,
+            asset_graph=asset_graph,
+        )
+    except DagsterRunAlreadyExists:
+        found = instance.get_run_by_id(run_id)
+        assert found is not None  # somebody was faster by a moment
+        return found
+
+
+def missing(instance: dg.DagsterInstance, run: dg.DagsterRun, partitions: Sequence[str]) -> list[str]:
+    """The ranges of a paused run that no continuation has taken."""
+    left = remaining(instance, run, partitions)
+    if not left:
+        return []
+    taken: set[str] = set()
+    for other in instance.get_runs(filters=dg.RunsFilter(tags={CONTINUES: run.run_id})):
+        if other.status == dg.DagsterRunStatus.NOT_STARTED:
+            continue  # created, and then its creator died: to be submitted
+        first = other.tags.get(_PARTITION) or other.tags[_START]
+        last = other.tags.get(_PARTITION) or other.tags[_END]
+        if first in partitions and last in partitions:
+            taken |= set(partitions[partitions.index(first) : partitions.index(last) + 1])
+    return [p for p in left if p not in taken]

@@ -1,0 +1,116 @@
+"""Operate: the jobs that pause, resume and tune a migration from the UI, with one click."""
+
+from collections.abc import Callable
+from typing import Any
+
+import dagster as dg
+import yaml
+from pydantic import Field
+
+from zdm_pipelines.components import keys, pools
+from zdm_pipelines.components.database import DatabaseResource, resource_key
+from zdm_pipelines.components.failures import readable
+from zdm_pipelines.model.errors import SpecError
+from zdm_pipelines.model.migration import Migration
+from zdm_pipelines.phases import pause, watch
+
+
+class PauseConfig(dg.Config):
+    """Why, and who."""
+
+    reason: str = Field(default="paused in the UI", description="Shown wherever the hold is shown.")
+    owner: str = Field(default="operator", description="Whose hold it is: the same owner lifts it.")
+
+
+class ResumeConfig(dg.Config):
+    """Whose hold."""
+
+    owner: str = Field(default="operator", description="Lifts the hold of this owner, and no other.")
+
+
+class TuneConfig(dg.Config):
+    """What to change while it runs."""
+
+    settings: str = Field(
+        default="",
+        description="YAML as in defs.yaml: backfill: {batch_rows: 500}, throttle: {nice: 1}. It stays until reset.",
+    )
+    reset: bool = Field(default=False, description="First go back to what is declared.")
+
+
+def of_migration(migration: Migration) -> list[dg.JobDefinition]:
+    """The jobs pause_<name>, resume_<name> and tune_<name>."""
+
+    def pause_(context: dg.OpExecutionContext, config: PauseConfig) -> None:
+        standing = pause.pause(migration, _url(context, migration), reason=config.reason, owner=config.owner)
+        pools.shut(context.instance, migration)
+        for hold in standing:
+            context.log.info("held by %s: %s", hold.owner, hold.reason)
+
+    def resume(context: dg.OpExecutionContext, config: ResumeConfig) -> None:
+        url = _url(context, migration)
+        pause.resume(migration, url, owner=config.owner)
+        against = watch.against(migration, url)
+        for hold in against:
+            context.log.warning("still held by %s: %s", hold.owner, hold.reason)
+        if not against:
+            pools.widen(context.instance, migration)
+            context.log.info("nothing stands against writing any more")
+
+    def tune(context: dg.OpExecutionContext, config: TuneConfig) -> None:
+        url = _url(context, migration)
+        if config.reset:
+            pause.reset(migration, url)
+        if config.settings.strip():
+            pause.tune(migration, url, _parsed(migration, config.settings))
+        settings, tuned = pause.settings(migration, url)
+        context.log.info("tuned: %s", yaml.safe_dump(tuned) if tuned else "nothing")
+        context.log.info("what holds now:\n%s", yaml.safe_dump(settings.model_dump(mode="json"), sort_keys=False))
+
+    name, old = migration.name, migration.change.old
+    return [
+        _job(migration, "pause", pause_, f"Stops the backfill of {name} at its next batch, until it is resumed."),
+        _job(migration, "resume", resume, f"Lifts an operator's hold on {name}; others, of signals say, stay."),
+        _job(migration, "tune", tune, f"Changes batch size, rest and limits of {name} while it moves `{old}`."),
+    ]
+
+
+def _url(context: dg.OpExecutionContext, migration: Migration) -> str:
+    database: DatabaseResource = getattr(context.resources, resource_key(migration.database))
+    return database.url()
+
+
+def _parsed(migration: Migration, text: str) -> dict[str, Any]:
+    try:
+        found = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise SpecError(f"{migration.name} settings", f"are no YAML ({error})", "write as in defs.yaml") from None
+    if not isinstance(found, dict):
+        raise SpecError(f"{migration.name} settings", "are no sections", "write as backfill: {batch_rows: 500}")
+    return found
+
+
+def _job(migration: Migration, verb: str, work: Callable[..., None], description: str) -> dg.JobDefinition:
+    key = resource_key(migration.database)
+
+    def op_(context: dg.OpExecutionContext, config: Any) -> None:
+        with readable():
+            work(context, config)
+
+    op_.__annotations__ = dict(work.__annotations__)
+    op = dg.op(
+        name=keys.op_name(migration, verb),
+        required_resource_keys={key},
+        out=dg.Out(dg.Nothing, is_required=False),
+    )(op_)
+
+    @dg.job(
+        name=f"{verb}_{migration.name}",
+        description=description,
+        tags={"zdm/migration": migration.name},
+        executor_def=dg.in_process_executor,
+    )
+    def job() -> None:
+        op()
+
+    return job

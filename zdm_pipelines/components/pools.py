@@ -1,0 +1,52 @@
+"""Pools: how many runs of a migration Dagster starts; none while a hold stands, then one more at each look."""
+
+from __future__ import annotations
+
+import dagster as dg
+
+from zdm_pipelines.components import keys
+from zdm_pipelines.model.migration import Migration
+
+
+def limit(instance: dg.DagsterInstance, migration: Migration) -> int | None:
+    """The pool's present limit, None when nobody has set one (or this storage knows no pools)."""
+    storage = instance.event_log_storage
+    if not storage.supports_global_concurrency_limits:
+        return None
+    pool = keys.pool(migration)
+    return next((p.limit for p in storage.get_pool_limits() if p.name == pool and not p.from_default), None)
+
+
+def set_limit(instance: dg.DagsterInstance, migration: Migration, runs: int) -> None:
+    """Set it."""
+    if instance.event_log_storage.supports_global_concurrency_limits:
+        instance.event_log_storage.set_concurrency_slots(keys.pool(migration), runs)
+
+
+def begin(instance: dg.DagsterInstance, migration: Migration) -> None:
+    """Let as many runs through as are declared, unless somebody set another limit.
+
+    The default limit of dagster.yaml does not hold in the queue's first pass over a pool it never saw.
+    """
+    if limit(instance, migration) is None:
+        set_limit(instance, migration, migration.backfill.max_runs)
+
+
+def shut(instance: dg.DagsterInstance, migration: Migration) -> bool:
+    """Let no run through; true when some were let through before. What runs already waits by itself."""
+    if limit(instance, migration) == 0:
+        return False
+    set_limit(instance, migration, 0)
+    return True
+
+
+def widen(instance: dg.DagsterInstance, migration: Migration) -> bool:
+    """Let one more run through, up to what is declared; true when that is news.
+
+    A limit that somebody set higher stays.
+    """
+    now = limit(instance, migration)
+    if now is not None and now >= migration.backfill.max_runs:
+        return False
+    set_limit(instance, migration, min(migration.backfill.max_runs, (now or 0) + 1))
+    return True

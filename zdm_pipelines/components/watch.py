@@ -1,0 +1,152 @@
+"""Watch: a database's sensors and its resume schedule, which keep watch while nobody looks.
+
+Runs look after themselves: their governors stop them within a second. What stands here makes it visible, keeps new
+runs from starting while a hold stands, and lets them start again when none does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import dagster as dg
+
+from zdm_pipelines.components import continuation, keys, lost_runs, pools
+from zdm_pipelines.engine import signals
+from zdm_pipelines.model.errors import ZdmError
+from zdm_pipelines.model.migration import Database, Migration
+from zdm_pipelines.model.states import Phase, State
+from zdm_pipelines.model.values import Verdict
+from zdm_pipelines.phases import watch
+
+_SENSOR_SECONDS = 10  # a plot worth looking at; runs themselves look twice a second
+
+
+def of_database(database: Database, migrations: Sequence[Migration]) -> dg.Definitions:
+    """One sensor for each signal that some migration declares, one for lost runs, and the schedule that resumes."""
+    if not migrations:
+        return dg.Definitions()
+    watched = {
+        name: limit.unit
+        for migration in migrations
+        for name, limit in signals.declared(migration.throttle, replicas=bool(database.replicas)).items()
+    }
+    return dg.Definitions(
+        assets=[_spec(database, name, str(unit)) for name, unit in watched.items()],
+        sensors=[
+            *(_sensor(database, name, migrations) for name in watched),
+            lost_runs.of_database(database, migrations),
+        ],
+        schedules=[_resume(database, migrations)],
+    )
+
+
+def signal_key(database: Database, signal: str) -> dg.AssetKey:
+    """The asset whose observations are a signal's readings."""
+    return dg.AssetKey([database.name, signal])
+
+
+def _spec(database: Database, signal: str, unit: str) -> dg.AssetSpec:
+    return dg.AssetSpec(
+        signal_key(database, signal),
+        group_name=f"{database.name}_signals",
+        description=f"Readings of `{signal}`{f' in {unit}' if unit else ''} while a backfill moves rows in "
+        f"`{database.name}`. Above its limit, the backfill is held.",
+        kinds={"postgres"},
+    )
+
+
+def _sensor(database: Database, signal: str, migrations: Sequence[Migration]) -> dg.SensorDefinition:
+    mine = [m for m in migrations if signal in signals.declared(m.throttle, replicas=bool(database.replicas))]
+
+    @dg.sensor(
+        name=f"{database.name}_{signal}",
+        minimum_interval_seconds=_SENSOR_SECONDS,
+        default_status=dg.DefaultSensorStatus.RUNNING,
+        description=f"Reads {signal} of database {database.name} while a backfill moves rows; places and lifts its "
+        "hold, and lets runs of a migration start only while nothing stands against writing.",
+    )
+    def sensor(context: dg.SensorEvaluationContext) -> dg.SensorResult:
+        events: list[dg.AssetObservation | dg.AssetMaterialization | dg.AssetCheckEvaluation] = []
+        lines = []
+        for migration in mine:
+            if pools.limit(context.instance, migration) is None:
+                continue  # expand never ran here
+            try:
+                look = watch.look(migration, database.url(), database, only=[signal])
+            except ZdmError as error:
+                pools.shut(context.instance, migration)
+                lines.append(f"{migration.name} is held: {error}")
+                continue
+            if look.state == State.BACKFILLING:
+                events += [_observation(database, migration, verdict) for verdict in look.verdicts]
+            if look.state in watch.WATCHED:
+                lines.append(follow(context.instance, migration, look))
+        return dg.SensorResult(asset_events=events, skip_reason="; ".join(lines) or "no backfill is under way")
+
+    return sensor
+
+
+def _observation(database: Database, migration: Migration, verdict: Verdict) -> dg.AssetObservation:
+    reading = verdict.reading
+    facts: dict[str, Any] = {"held": "yes" if verdict.bad else "no", "migration": migration.name}
+    if reading.value is not None:
+        facts["value"] = dg.MetadataValue.float(round(reading.value, 6))
+    if reading.source:
+        facts["of"] = reading.source
+    return dg.AssetObservation(signal_key(database, reading.signal), description=verdict.reason, metadata=facts)
+
+
+def follow(instance: dg.DagsterInstance, migration: Migration, look: watch.Look) -> str:
+    """Let runs start, or not, as the holds say; what that came to, as a line."""
+    if look.against:
+        pools.shut(instance, migration)
+        return f"{migration.name} is held: " + "; ".join(f"{h.reason} ({h.owner})" for h in look.against)
+    widened = pools.widen(instance, migration)
+    told = f"; {pools.limit(instance, migration)} runs at once" if widened else ""
+    return f"{migration.name}: {', '.join(v.reason for v in look.verdicts) or 'nothing stands against writing'}{told}"
+
+
+def _resume(database: Database, migrations: Sequence[Migration]) -> dg.ScheduleDefinition:
+    backfills = [keys.asset_key(migration, Phase.BACKFILL) for migration in migrations]
+
+    @dg.schedule(
+        name=f"resume_{database.name}",
+        cron_schedule="* * * * *",
+        target=dg.AssetSelection.assets(*backfills),
+        default_status=dg.DefaultScheduleStatus.RUNNING,
+        description=f"Lets paused backfills of database {database.name} go on once nothing stands against writing: "
+        "each from its checkpoints, as part of the backfill it belongs to.",
+    )
+    def schedule(context: dg.ScheduleEvaluationContext) -> dg.SkipReason:
+        lines = []
+        for migration in migrations:
+            if pools.limit(context.instance, migration) is None:
+                continue
+            try:
+                look = watch.look(migration, database.url(), database)
+            except ZdmError as error:
+                lines.append(f"{migration.name} stays as it is: {error}")
+                continue
+            if look.state in watch.WATCHED:
+                lines.append(follow(context.instance, migration, look))
+            else:
+                pools.widen(context.instance, migration)
+            if not look.against:
+                lines += _continue(context, migration)
+        return dg.SkipReason("; ".join(lines) or "no backfill is under way")
+
+    return schedule
+
+
+def _continue(context: dg.ScheduleEvaluationContext, migration: Migration) -> list[str]:
+    """Queue what paused runs left and nobody took: their process may have died while it handed over."""
+    instance, graph = context.instance, context.repository_def.asset_graph
+    partitions = instance.get_dynamic_partitions(keys.partitions_name(migration))
+    queued = []
+    for run in continuation.paused_runs(instance, migration):
+        if not run.is_finished:
+            continue
+        if missing := continuation.missing(instance, run, partitions):
+            queued += continuation.continue_run(instance, run, missing, partitions=partitions, asset_graph=graph)
+    return [f"{migration.name} goes on as run {', '.join(queued)}"] if queued else []
