@@ -27,10 +27,12 @@ attributes:
   #   batch_rows: 1000  # most rows of one transaction
   #   batch_target: 250ms  # batches shrink when they take longer
   #   max_parallel: 2  # ranges at once, over all runs
-  # throttle:  # wait above one value, go on below the other; null: not watched
+  # throttle:  # wait above one value, go on below the other; null: not watched; more signals: docs/configuration.md
   #   replication_lag: {{pause_above: 5s, resume_below: 1s}}
   #   latency_p95: {{pause_above: 250ms, resume_below: 100ms}}
-  #   max_wait: 10m  # then the run fails; materialized again, it goes on
+  #   max_wait: 10m  # then the run ends as paused; a signal above its critical_above ends it at once
+  #   nice: 0  # rest after each batch, in times of what it took; 1 halves load and speed
+  # allowed: []  # when the backfill may write, as 22:00-06:00 Europe/Berlin; empty: always
   # locks:
   #   timeout: 500ms  # longest that the application may queue behind a statement of ours
   #   give_up_after: 10m
@@ -49,6 +51,8 @@ type: {type}
 attributes:
   name: {name}
   url_env: {variable}  # postgresql://user:password@host:5432/dbname
+  # replicas: []  # variables with the URLs of replicas whose lag is watched
+  # max_parallel: 2  # batches at once, over all its migrations
 """
 
 

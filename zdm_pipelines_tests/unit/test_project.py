@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import os
 import re
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Literal, get_args, get_origin
+from typing import Any, Literal, get_args, get_origin
 
 import pytest
 from pydantic import BaseModel
@@ -15,6 +16,8 @@ from pydantic.fields import FieldInfo
 from zdm_pipelines import project
 from zdm_pipelines.model.errors import SpecError
 from zdm_pipelines.model.migration import Database, Migration
+from zdm_pipelines.model.throttle import Limit, NamedLimit, Throttle
+from zdm_pipelines.model.units import Unit
 from zdm_pipelines.project import declarations
 
 GOOD = """\
@@ -200,24 +203,13 @@ def test_a_project_without_its_folder_is_told(tmp_path):
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "configuration.md"
 
 
-def duration(seconds: float) -> str:
-    """Seconds as they are declared."""
-    for unit, length in (("d", 86400), ("h", 3600), ("m", 60), ("s", 1)):
-        if seconds >= length and seconds % length == 0:
-            return f"{seconds / length:g}{unit}"
-    return f"{seconds * 1000:g}ms"
-
-
-def default_of(field: FieldInfo, within: object) -> str:
-    """A default as YAML; `within`: the default of the section, which counts first."""
-    if field.is_required() and within is None:
-        return "**required**"
-    value = within if within is not None else field.default
-    if field.annotation is float:
-        return f"`{duration(value)}`"  # type: ignore[arg-type]
-    if isinstance(value, bool) or value is None:
-        return f"`{json.dumps(value)}`"
-    return f"`{list(value)}`" if isinstance(value, tuple) else f"`{value}`"
+def as_yaml(value: object) -> str:
+    """A default as one would write it; what is null inside a section is left out."""
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{k}: {as_yaml(v)}" for k, v in value.items() if v is not None) + "}"
+    if isinstance(value, (list, tuple)):
+        return f"[{', '.join(as_yaml(v) for v in value)}]"
+    return f"{value:g}" if isinstance(value, float) else value if isinstance(value, str) else json.dumps(value)
 
 
 def is_literal(field: FieldInfo) -> bool:
@@ -235,38 +227,62 @@ def bounds(field: FieldInfo) -> str:
     return ", ".join(said)
 
 
-def table(model: type[BaseModel], *, defaults: object = None, prefix: str = "") -> list[str]:
-    """Rows of the reference: key, default, bounds, meaning."""
-    rows = []
+_LIMITS = {
+    Unit.SECONDS: "limits in time, as `5s`",
+    Unit.BYTES: "limits in bytes, as `64MB`",
+    Unit.BYTES_PER_SECOND: "limits in bytes, as `64MB`",
+    Unit.COUNT: "limits are numbers",
+}
+
+
+def rows(model: type[BaseModel], *, given: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, str, str, str]]:
+    """Key, default, bounds and meaning; a signal's limits are one row.
+
+    Args:
+        given: what the section's own default says, in place of the defaults of its keys.
+    """
     for name, field in model.model_fields.items():
-        inside = list(declarations._models(field.annotation))
-        within = getattr(defaults, name, None) if defaults is not None else None
-        if not inside:
-            meaning = (field.description or "").replace("|", "\\|").replace("<", "&lt;")
-            rows.append(f"| `{prefix}{name}` | {default_of(field, within)} | {bounds(field)} | {meaning} |")
+        key, inside = f"{prefix}{name}", next(declarations._models(field.annotation), None)
+        required = field.is_required() and name not in given
+        default = given.get(name, field.default)
+        meaning = (field.description or "").replace("|", "\\|").replace("<", "&lt;")
+        if inside is not None and not issubclass(inside, Limit):
+            section = default.model_dump(mode="json") if isinstance(default, BaseModel) else {}
+            yield from rows(inside, given=section, prefix=f"{key}.")
             continue
-        section = within if within is not None else None if field.is_required() else field.default
-        if field.description:
-            rows.append(f"| `{prefix}{name}` | | | {field.description} |")
-        rows += table(inside[0], defaults=section, prefix=f"{prefix}{name}.")
-    return rows
+        if isinstance(default, BaseModel):
+            default = default.model_dump(mode="json")
+        shown = "**required**" if required else f"`{as_yaml(default)}`"
+        yield key, shown, bounds(field) if inside is None else _LIMITS[inside.unit], meaning
+        if inside is not None and issubclass(inside, NamedLimit):
+            own = [one for one in rows(inside, given={}, prefix=f"{key}.") if one[0] not in limit_keys(key)]
+            yield from own
+
+
+def limit_keys(signal: str) -> set[str]:
+    """The three keys that every signal has."""
+    return {f"{signal}.{name}" for name in Limit.model_fields}
 
 
 def reference(model: type[BaseModel]) -> str:
-    return "\n".join(["| key | default | bounds | meaning |", "|---|---|---|---|", *table(model)])
+    table = [f"| `{key}` | {' | '.join(more)} |" for key, *more in rows(model, given={})]
+    return "\n".join(["| key | default | bounds | meaning |", "|---|---|---|---|", *table])
 
 
-@pytest.mark.parametrize("model", [Database, Migration])
+@pytest.mark.parametrize("model", [Database, Migration, Limit])
 def test_the_configuration_page_is_complete_and_current(model):
     begin, end = f"<!-- {model.__name__}: generated -->\n", "\n<!-- end -->"
     page = PAGE.read_text(encoding="utf-8")
     before, _, rest = page.partition(begin)
-    _, _, after = rest.partition(end)
+    _, there, after = rest.partition(end)
+    assert there, f"{PAGE.name} has no table between {begin.strip()} and {end.strip()}"
     if os.environ.get("ZDM_WRITE_DOCS"):
         PAGE.write_text(f"{before}{begin}{reference(model)}{end}{after}", encoding="utf-8")
     else:
         assert reference(model) in page, "ZDM_WRITE_DOCS=1 make test ARGS='-k configuration' brings it up to date"
-    for key in project.keys(model):
+    signals = [f"throttle.{name}" for name in Throttle.model_fields] if model is Migration else []
+    covered = set().union(*map(limit_keys, signals))
+    for key in {*project.keys(model), *signals} - covered:
         assert f"| `{key}` |" in reference(model)
 
 
