@@ -174,13 +174,9 @@ def _guarded(conn: Connection, migration: Migration, url: str, replicas: Mapping
     try:
         catalog = yield from _migration(conn, migration)
         if catalog is not None:
-            around = Surroundings(url=url, catalog=catalog, replicas=replicas)
-            yield from _signals(migration, around, unmade=not holds.exist(conn))
-        if holds.exist(conn):
-            for hold in holds.standing(conn, migration.name):
-                yield _warning(
-                    f"migration {migration.name}", f"is held by {hold.owner}: {hold.reason}", "see zdm status"
-                )
+            made = holds.exist(conn)
+            yield from _signals(migration, Surroundings(url=url, catalog=catalog, replicas=replicas), made=made)
+            yield from _holds(conn, migration) if made else ()
     except PreflightError as error:
         yield from (problem(p) for p in error.problems)
     except psycopg.errors.InsufficientPrivilege as error:
@@ -189,16 +185,22 @@ def _guarded(conn: Connection, migration: Migration, url: str, replicas: Mapping
         yield problem(error)
 
 
-def _signals(migration: Migration, around: Surroundings, *, unmade: bool) -> Iterator[Finding]:
+def _holds(conn: Connection, migration: Migration) -> Iterator[Finding]:
+    for hold in holds.standing(conn, migration.name):
+        way_out = f"zdm status {migration.name} says who ends it"
+        yield _warning(f"migration {migration.name}", f"is held by {hold.owner}: {hold.reason}", way_out)
+
+
+def _signals(migration: Migration, around: Surroundings, *, made: bool) -> Iterator[Finding]:
     """Every declared signal, read once.
 
     Args:
-        unmade: the ledger is not there yet, and with it the table of heartbeats.
+        made: the ledger is there, and with it the table of heartbeats.
     """
     limits = signals.declared(migration.throttle, replicas=bool(around.replicas))
     for name, reading in watch.once(limits, around).items():
         thing = f"migration {migration.name}"
-        if unmade and "zdm.heartbeat" in reading.problem:
+        if not made and "zdm.heartbeat" in reading.problem:
             yield _ok(thing, f"signal {name} is read once expand has run")
             continue
         verdict = watch.judge(limits[name], reading, paused=False)

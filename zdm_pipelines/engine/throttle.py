@@ -130,7 +130,8 @@ class Governor:
             if stop.wait(_LOOK):
                 break
         if told:
-            self._tell(f"going on after {waited:.1f} s")
+            if not stop.is_set():
+                self._tell(f"going on after {waited:.1f} s")
             self.waited += waited
         return waited
 

@@ -8,6 +8,7 @@ import re
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -120,10 +121,12 @@ def test_interrupted_while_it_waits_it_ends_at_once(zdm, slow, start):
     zdm("pause", NAME)
     process = start()
     eventually(lambda: one(slow, "SELECT count(*) FROM pg_stat_activity WHERE application_name LIKE 'zdm % throttle'"))
+    time.sleep(0.5)  # longer than what is no news
     process.send_signal(signal.SIGINT)
     _, said = process.communicate(timeout=30)
     assert process.returncode == 130
     assert "backfill was stopped" in said
+    assert "going on after" not in said
     assert moved(slow) == 0
 
 
