@@ -12,7 +12,7 @@ from zdm_pipelines.model.values import Hold
 EVERY = "*"  # in place of a migration's name: all of the database
 OPERATOR = "operator"
 _SIGNAL = "signal:"
-# A hold of a signal is renewed at each look while it is bad: every half second by runs, every ten by sensors.
+# While a signal is bad its hold is renewed: every five seconds by runs, every ten by sensors.
 SIGNAL_SECONDS = 45.0
 
 
@@ -53,11 +53,12 @@ def place(conn: Connection, migration: str, owner: str, reason: str, *, seconds:
     return bool(
         scalar(
             conn,
-            "INSERT INTO zdm.hold AS h (migration, owner, reason, expires_at) "
-            "VALUES ($1, $2, $3, clock_timestamp() + make_interval(secs => $4)) "
+            "WITH zdm_now AS MATERIALIZED (SELECT clock_timestamp() AS at) "
+            "INSERT INTO zdm.hold AS h (migration, owner, reason, since, expires_at) "
+            "SELECT $1, $2, $3, at, at + make_interval(secs => $4) FROM zdm_now "
             "ON CONFLICT (migration, owner) DO UPDATE SET reason = excluded.reason, expires_at = excluded.expires_at, "
             "since = CASE WHEN h.expires_at <= clock_timestamp() THEN excluded.since ELSE h.since END "
-            "RETURNING h.since >= statement_timestamp()",
+            "RETURNING h.since = (SELECT at FROM zdm_now)",  # else another's, who may have been quicker
             [migration, owner, reason, seconds],
         )
     )
