@@ -16,12 +16,13 @@ import psycopg
 from zdm_pipelines.dialects.postgres.connection import Connection, connect, query, safe
 from zdm_pipelines.engine import holds, signals, tuning
 from zdm_pipelines.engine.pace import Pace
+from zdm_pipelines.engine.ramp import Ramp
 from zdm_pipelines.engine.sessions import hold_run
 from zdm_pipelines.engine.signals import DEADLINE, Surroundings
 from zdm_pipelines.engine.watch import Watch, judge
 from zdm_pipelines.model import windows
 from zdm_pipelines.model.errors import Throttled, ZdmError
-from zdm_pipelines.model.migration import Migration
+from zdm_pipelines.model.migration import Backfill, Migration
 from zdm_pipelines.model.throttle import Limit
 from zdm_pipelines.model.values import Hold, Verdict
 
@@ -55,13 +56,14 @@ class Governor:
         self._limits: dict[str, Limit] = {}
         self._bad: dict[str, bool] = {}
         self._complained = ""  # of settings that are not understood
+        self._informed = False  # whether what was tuned has been read
         self.settings = tuning.declared(migration)
-        self.pace = Pace(self.settings.backfill)
+        self.pace = Pace(_bounds(self.settings))
         self.waited = 0.0
         self._standing: list[Hold] | str = "they are being read for the first time"
         self._looked = time.monotonic()
         self._written: dict[str, float] = {}  # when a signal's hold was written last
-        self._watch_what_is_declared()
+        self._watch(self.settings)
         self._board = threading.Thread(target=self._look_at_board, name="zdm board", daemon=True)
         self._board.start()
 
@@ -81,7 +83,13 @@ class Governor:
             found |= {h.owner: h.reason for h in standing if not holds.is_signal(h.owner)}
         if (reason := windows.closed(self.settings.allowed)) is not None:
             found[WINDOW] = reason
-        return found, any(v.critical for v in verdicts)
+        if (ramp := self.pace.ramp) is not None:
+            if found:
+                ramp.stops(too_fast=any(holds.is_signal(owner) for owner in found))
+            else:
+                ramp.goes_on()
+        # Before anything was read of it, what is declared may be tuned away.
+        return found, self._informed and any(v.critical for v in verdicts)
 
     def _verdicts(self) -> list[Verdict]:
         standing = self._standing
@@ -136,30 +144,44 @@ class Governor:
         return waited
 
     def rest(self, seconds: float, stop: threading.Event) -> None:
-        """Rest after a batch that took so long, as `nice` asks."""
-        if self.settings.throttle.nice:
-            stop.wait(seconds * self.settings.throttle.nice)
+        """Rest after a batch that took so long, as `nice` and the share of full speed ask."""
+        begun = time.monotonic()
+        # Asked again and again: while a long rest is under way it may be tuned, and the share grows.
+        while (left := seconds * self._rest_times() - (time.monotonic() - begun)) > 0:
+            if stop.wait(min(left, _LOOK)):
+                return
+
+    def _rest_times(self) -> float:
+        """The rest, in times of what the batch took."""
+        return self.settings.throttle.nice + 1 / self.pace.share - 1
 
     def close(self) -> None:
         """Stop every thread; those that hang end with the process."""
         self._stopped.set()
-        for watch in self._watches.values():
-            watch.stop()
+        with self._lock:
+            for watch in self._watches.values():
+                watch.stop()
         self._board.join(DEADLINE)
 
     # -- threads ------------------------------------------------------------------------------------------
 
-    def _watch_what_is_declared(self) -> None:
-        limits = signals.declared(self.settings.throttle, replicas=bool(self._around.replicas))
+    def _watch(self, settings: tuning.Settings) -> None:
+        limits = signals.declared(settings.throttle, replicas=bool(self._around.replicas))
         with self._lock:
-            for name in list(self._watches):
-                if name not in limits or not limits[name].same_signal(self._limits[name]):
-                    self._watches.pop(name).stop()
-                    self._bad.pop(name, None)
-            for name, limit in limits.items():
-                if name not in self._watches:
-                    self._watches[name] = Watch(name, signals.of(name, limit, self._around))
+            if self._stopped.is_set():  # nobody would stop them again
+                return
+            kept = {n: w for n, w in self._watches.items() if n in limits and limits[n].same_signal(self._limits[n])}
+            # All or none: those that cannot be made leave everything as it is.
+            made = {name: signals.of(name, limits[name], self._around) for name in limits if name not in kept}
+            for name in self._watches.keys() - kept.keys():
+                self._watches[name].stop()
+                self._bad.pop(name, None)
+            self._watches = kept | {name: Watch(name, signal) for name, signal in made.items()}
             self._limits = limits
+            if not limits:
+                self.pace.ramp = None
+            elif self.pace.ramp is None:
+                self.pace.ramp = Ramp()
 
     def _look_at_board(self) -> None:
         conn: Connection | None = None
@@ -169,12 +191,15 @@ class Governor:
                     conn = self._connect()
                 self._write_holds(conn)
                 self._retune(conn)
+                self._informed = True
                 self._standing = holds.standing(conn, self._migration.name)
                 self._looked = time.monotonic()
             except psycopg.Error as error:
                 self._standing = safe(error)
             except ZdmError as error:
                 self._standing = error.fact
+            except Exception as error:  # noqa: BLE001 - it must not end silently: what it cannot read is bad
+                self._standing = f"{type(error).__name__}: {error}"
             self._stopped.wait(_BOARD)
         if conn is not None:
             conn.close()
@@ -202,6 +227,7 @@ class Governor:
             standing.discard(owner)
         for owner in filter(holds.is_signal, standing):  # of a signal that is no longer declared
             holds.lift(conn, self._migration.name, owner)
+            self._written.pop(owner, None)
 
     def _young(self, verdict: Verdict) -> bool:
         """Not read even once yet: no news for others."""
@@ -217,10 +243,20 @@ class Governor:
                 self._tell(f"settings stay as they are: {error}")
             return
         if settings != self.settings:
+            self._watch(settings)
+            self.pace.retune(_bounds(settings))
             self.settings = settings
-            self.pace.retune(settings.backfill)
-            self._watch_what_is_declared()
             self._tell("settings were changed while running")
+
+
+def _bounds(settings: tuning.Settings) -> Backfill:
+    """How large batches are, and how long they take. Whoever needs a row of a batch waits until it is committed, which
+    no canary notices: so it takes no longer than the latency that is declared to be too much.
+    """
+    latency, declared = settings.throttle.latency_p95, settings.backfill
+    if latency is None:
+        return declared
+    return declared.model_copy(update={"batch_target": min(declared.batch_target, latency.pause_above)})
 
 
 def _said(found: dict[str, str]) -> str:
