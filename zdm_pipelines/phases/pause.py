@@ -6,6 +6,7 @@ from typing import Any
 
 from zdm_pipelines.dialects.postgres.connection import Connection, connected
 from zdm_pipelines.engine import holds, ledger, tuning
+from zdm_pipelines.engine.throttle import LEDGER, WINDOW
 from zdm_pipelines.model.errors import SpecError, StateConflict
 from zdm_pipelines.model.migration import Migration
 from zdm_pipelines.model.values import Hold
@@ -90,8 +91,10 @@ def _whom(migration: Migration, *, every: bool) -> str:
 
 
 def _own(owner: str) -> None:
-    if not owner or holds.is_signal(owner):
-        raise SpecError(f"hold of {owner!r}", "belongs to a signal, which places and lifts it itself", "name yourself")
+    if not owner.strip():
+        raise SpecError("hold", "has no owner", "name yourself, or leave the owner out")
+    if holds.is_signal(owner) or owner in (WINDOW, LEDGER):
+        raise SpecError(f"hold of {owner}", "is placed and lifted by what it speaks of", "name yourself")
 
 
 def _require_ledger(conn: Connection, migration: Migration) -> None:

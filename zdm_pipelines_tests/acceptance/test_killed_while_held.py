@@ -9,7 +9,9 @@ from collections.abc import Iterator
 import psutil
 import pytest
 
+from zdm_pipelines.phases import pause
 from zdm_pipelines_tests.acceptance.watched import BACKFILL, Watched, materializations, watched
+from zdm_pipelines_tests.helpers import replaced
 from zdm_pipelines_tests.integration.dagster_migration import NAME
 
 ROWS = 12_000
@@ -62,7 +64,7 @@ def test_killed_in_turn(slow: Watched) -> None:
     slow.services.restart("webserver")
     slow.services.restart("daemon")
     slow.services.wait_ready()
-    time.sleep(20)
+    time.sleep(12)  # more than a tick of each sensor
     assert slow.holds() == {"operator": "paused in the UI"}
     assert slow.moved() == held_at
     assert statuses(slow, backfill) == {"FAILURE": 1, "QUEUED": 1}
@@ -76,6 +78,7 @@ def test_killed_in_turn(slow: Watched) -> None:
     kill_worker(slow)
     killed_at = slow.moved()
     slow.until(lambda: slow.moved() > killed_at + 500, "rows are moved once more", timeout=120)
+    slow.tune("throttle: {nice: 0}")
 
     assert slow.client.wait_backfill(backfill, timeout=200) == "COMPLETED_SUCCESS"
     assert statuses(slow, backfill) == {"FAILURE": 2, "SUCCESS": 1}
@@ -103,7 +106,9 @@ def test_governors_alone_protect_the_database(slow: Watched) -> None:
     slow.replay("resume")
     slow.until(lambda: slow.moved() > held_at, "writing goes on")
     assert [run["status"] for run in slow.of_backfill(backfill)] == ["STARTED"]
-    slow.until(lambda: slow.moved() == ROWS, "every row is moved", timeout=120)
+    # Tuned while it runs, by the ledger alone.
+    pause.tune(replaced(name=NAME), slow.url, {"throttle": {"nice": 0}})
+    slow.until(lambda: slow.moved() == ROWS, "every row is moved", timeout=20)
     slow.services.restart("daemon")
     slow.services.wait_ready()
     assert slow.client.wait_backfill(backfill, timeout=100) == "COMPLETED_SUCCESS"

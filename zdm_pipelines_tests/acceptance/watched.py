@@ -47,6 +47,13 @@ _TICKS = """
 query Ticks($selector: InstigationSelector!) { instigationStateOrError(instigationSelector: $selector) {
   ... on InstigationState { status ticks(limit: 20) { timestamp status skipReason error { message } } } } }"""
 
+_SENSOR = """
+query Sensor($selector: SensorSelector!) { sensorOrError(sensorSelector: $selector) {
+  ... on Sensor { sensorState { id } } } }"""
+
+_STOP = """
+mutation Stop($id: String!) { stopSensor(id: $id) { __typename } }"""
+
 _MATERIALIZATIONS = """
 query Materializations($path: [String!]!) { assetOrError(assetKey: {path: $path}) { ... on Asset {
   assetMaterializations(limit: 5000) { partition runId } } } }"""
@@ -116,6 +123,19 @@ class Watched:
         """The latest ticks of a sensor or schedule."""
         selector = {"name": name, "repositoryName": "__repository__", "repositoryLocationName": "shop"}
         return list(self.services.query(_TICKS, {"selector": selector})["instigationStateOrError"]["ticks"])
+
+    def stop_sensor(self, name: str) -> None:
+        """Switch a sensor off, as its page does."""
+        selector = {"sensorName": name, "repositoryName": "__repository__", "repositoryLocationName": "shop"}
+        found = self.services.query(_SENSOR, {"selector": selector})["sensorOrError"]["sensorState"]["id"]
+        answer = self.services.query(_STOP, {"id": found})["stopSensor"]
+        assert answer["__typename"] == "StopSensorMutationResult", answer
+
+    def tune(self, settings: str) -> None:
+        """Run the job that tunes."""
+        config = {"ops": {f"{NAME}__tune": {"config": {"settings": settings}}}}
+        outcome = self.client.wait(self.client.launch_job(f"tune_{NAME}", config))
+        assert outcome.status == "SUCCESS", outcome.problem
 
     def expand(self) -> None:
         """Materialize expand."""

@@ -122,12 +122,17 @@ def test_pause_and_resume(database):
     assert told == ["paused by operator: lunch", "paused by anna: an import", "resumed by operator", "resumed by anna"]
 
 
-@pytest.mark.parametrize("owner", ["signal:load", "signal:", ""])
+@pytest.mark.parametrize("owner", ["signal:load", "signal:", "window", "ledger"])
 def test_nobody_speaks_for_a_signal(database, owner):
-    with pytest.raises(SpecError, match="belongs to a signal"):
+    with pytest.raises(SpecError, match="by what it speaks of"):
         pause.pause(replaced(), database, reason="x", owner=owner)
-    with pytest.raises(SpecError, match="belongs to a signal"):
+    with pytest.raises(SpecError, match="by what it speaks of"):
         pause.resume(replaced(), database, owner=owner)
+
+
+def test_a_hold_has_an_owner(database):
+    with pytest.raises(SpecError, match="has no owner"):
+        pause.pause(replaced(), database, reason="x", owner=" ")
 
 
 def test_a_run_waits_for_every_hold_and_for_each(database):

@@ -8,12 +8,16 @@ from __future__ import annotations
 from zdm_pipelines.engine.signals.protocol import Measured, OnPrimary, Session, Surroundings
 
 # Written at once to the WAL, so that replicas get it, but no synchronous replica is waited for: it may be the one
-# that hangs. Several watchers share the beats.
+# that hangs. Several watchers share the beats. Beats of the future are a clock's or a failover's leftovers: with
+# them, nothing would look late.
 _BEAT = """
 WITH zdm_set AS MATERIALIZED (SELECT set_config('synchronous_commit', 'local', true)),
-zdm_forgotten AS (DELETE FROM zdm.heartbeat WHERE at < clock_timestamp() - interval '1 hour' AND random() < 0.01)
+zdm_forgotten AS (DELETE FROM zdm.heartbeat WHERE at < clock_timestamp() - interval '1 hour' AND random() < 0.01
+  OR at > clock_timestamp() + interval '1 second' OR lsn > pg_current_wal_insert_lsn())
 INSERT INTO zdm.heartbeat (at, lsn) SELECT clock_timestamp(), pg_current_wal_insert_lsn() FROM zdm_set
-WHERE NOT EXISTS (SELECT 1 FROM zdm.heartbeat WHERE at > clock_timestamp() - interval '200 ms')
+WHERE NOT EXISTS (
+  SELECT 1 FROM zdm.heartbeat WHERE at BETWEEN clock_timestamp() - interval '200 ms' AND clock_timestamp()
+)
 ON CONFLICT DO NOTHING"""
 
 
