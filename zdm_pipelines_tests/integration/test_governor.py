@@ -1,0 +1,649 @@
+"""Governor: what holds a running backfill, what lets it go on, and what it leaves behind."""
+
+from __future__ import annotations
+
+import ctypes
+import itertools
+import threading
+import time
+from datetime import datetime, timedelta
+from typing import Any
+
+import pytest
+
+from zdm_pipelines.engine import holds, tuning
+from zdm_pipelines.engine.batches import Moved
+from zdm_pipelines.engine.pace import Pace
+from zdm_pipelines.engine.signals import Surroundings
+from zdm_pipelines.engine.throttle import Governor
+from zdm_pipelines.model.errors import Throttled
+from zdm_pipelines.model.migration import Backfill, Database, Migration
+from zdm_pipelines.model.states import State
+from zdm_pipelines.phases import backfill, pause, preflight, watch
+from zdm_pipelines.sandbox.server import Server
+from zdm_pipelines_tests.helpers import (
+    Background,
+    backfilled,
+    eventually,
+    expanded,
+    holding,
+    one,
+    people,
+    ranges,
+    replaced,
+    sql,
+    state,
+)
+
+APP = Database(name="app", max_parallel=32)
+NAME = "people_display_name"
+GAUGE = "signal:gauge"
+STEADY = {"range_rows": 100_000, "batch_rows": 5, "batch_target": "60s", "max_parallel": 1}
+
+
+def limit(**limits: Any) -> dict[str, Any]:
+    """The limits of a signal that reads the gauge."""
+    return {
+        "name": "gauge", "query": "SELECT value FROM public.gauge", "pause_above": 10, "resume_below": 5, **limits
+    }  # fmt: skip
+
+
+def gauged(*, throttle: dict[str, Any] | None = None, **sections: Any) -> Migration:
+    return replaced(**{"throttle": {"sql": [limit()], **(throttle or {})}, "backfill": STEADY, **sections})
+
+
+def plain(**sections: Any) -> Migration:
+    return replaced(**{"backfill": STEADY, **sections})
+
+
+@pytest.fixture
+def url(database: str) -> str:
+    """A database with people, a gauge that shows 0, and a trigger that makes each row as slow as a table says."""
+    people(database, 3_000)
+    sql(
+        database,
+        "CREATE TABLE delay (seconds float8); INSERT INTO delay VALUES (0); "
+        "CREATE FUNCTION slow() RETURNS trigger LANGUAGE plpgsql AS "
+        "$$ BEGIN PERFORM pg_sleep((SELECT seconds FROM public.delay)); RETURN NEW; END $$; "
+        "CREATE TRIGGER slow BEFORE UPDATE ON people FOR EACH ROW EXECUTE FUNCTION slow()",
+    )
+    gauge(database, "0::float8")
+    return database
+
+
+def gauge(url: str, shown: object, where: str = "") -> None:
+    """Show something else: a number, or whatever else SQL can give."""
+    sql(
+        url,
+        f"BEGIN; DROP VIEW IF EXISTS public.gauge; CREATE VIEW public.gauge AS SELECT {shown} AS value {where}; COMMIT",
+    )
+
+
+def delay(url: str, seconds: float) -> None:
+    """How long each row takes."""
+    sql(url, "UPDATE delay SET seconds = %s", seconds)
+
+
+class Run:
+    """A backfill in the background that takes its time between batches until it may hurry."""
+
+    def __init__(self, m: Migration, url: str, **options: Any) -> None:
+        self.told: list[str] = []
+        self.batches: list[Moved] = []
+        self.url = url
+        self._hurry = threading.Event()
+        self.job = Background(
+            lambda: backfilled(m, url, database=APP, tell=self.told.append, batch=self._batch, **options)
+        )
+
+    def _batch(self, moved: Moved) -> None:
+        self.batches.append(moved)
+        self._hurry.wait(0.02)
+
+    def told_of(self, *words: str) -> bool:
+        """Whether one message holds all these words."""
+        return any(all(word in told for word in words) for told in list(self.told))
+
+    def works(self) -> None:
+        """Wait until it has written again."""
+        before = len(self.batches)
+        eventually(lambda: len(self.batches) > before + 1 or not self.job.is_alive())
+        assert self.job.is_alive() or self.job.error is None, repr(self.job.error)
+        assert len(self.batches) > before
+
+    def stands(self, seconds: float = 0.6) -> None:
+        """It writes nothing for a while, after the batch under way."""
+        assert self.job.is_alive()
+        time.sleep(0.2)
+        before = len(self.batches)
+        time.sleep(seconds)
+        assert len(self.batches) == before
+        assert self.job.is_alive()
+
+    def ends(self) -> Any:
+        """Let it run to its end."""
+        self._hurry.set()
+        return self.job.result()
+
+
+def expires(url: str, owner: str = GAUGE) -> datetime | None:
+    """When a hold ends by itself; None when there is none."""
+    rows = sql(url, "SELECT expires_at FROM zdm.hold WHERE migration = %s AND owner = %s", NAME, owner)
+    return rows[0][0] if rows else None
+
+
+def reason(url: str, owner: str = GAUGE) -> str:
+    """What the ledger says of a hold."""
+    rows = sql(url, "SELECT reason FROM zdm.hold WHERE migration = %s AND owner = %s", NAME, owner)
+    return str(rows[0][0]) if rows else ""
+
+
+def moved_once(url: str, rows: int = 3_000) -> None:
+    """Every row is moved, and was counted once."""
+    assert one(url, "SELECT count(*) FROM people WHERE display_name IS DISTINCT FROM 'n:' || full_name") == 0
+    assert one(url, "SELECT sum(rows) FROM zdm.range") == rows
+
+
+def leaves_nothing(url: str) -> None:
+    """No session and no thread of a run is left."""
+    sessions = (
+        "SELECT count(*) FROM pg_stat_activity WHERE application_name LIKE 'zdm %%' AND datname = current_database()"
+    )
+    eventually(lambda: one(url, sessions) == 0)
+    eventually(lambda: not [t.name for t in threading.enumerate() if t.name.startswith("zdm ")])
+
+
+# -- what ends a run --------------------------------------------------------------------------------------
+
+
+def test_a_critical_signal_ends_a_run_that_works_and_its_checkpoint_stays(url: str) -> None:
+    m = gauged(throttle={"sql": [limit(critical_above=20)]})
+    expanded(m, url)
+    run = Run(m, url)
+    run.works()
+    gauge(url, 21)
+    with pytest.raises(Throttled, match="a signal is critical: gauge is 21, above 10; goes on at 5") as error:
+        run.job.result(30)  # max_wait is ten minutes
+    assert error.value.reasons == ("gauge is 21, above 10; goes on at 5",)
+    assert not run.told_of("waiting")
+    (progress,) = ranges(m, url)
+    assert progress.checkpoint is not None
+    assert 0 < progress.rows < 3_000
+    assert not progress.done
+    assert one(url, "SELECT count(display_name) FROM people") == progress.rows
+    leaves_nothing(url)
+    gauge(url, 0)
+    backfilled(m, url)
+    moved_once(url)
+
+
+def test_a_critical_signal_that_was_tuned_away_ends_nothing(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also when the signal answers before the ledger does."""
+    m = gauged(throttle={"sql": [limit(critical_above=20)]})
+    expanded(m, url)
+    gauge(url, 21)
+    pause.tune(m, url, {"throttle": {"sql": []}})
+    effective = tuning.effective
+
+    def slowly(*args: Any) -> tuning.Settings:
+        time.sleep(1)
+        return effective(*args)
+
+    monkeypatch.setattr(tuning, "effective", slowly)
+    Run(m, url).ends()
+    moved_once(url)
+
+
+def test_a_database_that_is_away_for_longer_than_a_run_may_wait(own_server: Server) -> None:
+    app = own_server.create_database("app")
+    people(app, 2_000)
+    m = replaced(
+        backfill={"range_rows": 200, "batch_rows": 5, "max_parallel": 3},
+        throttle={"max_wait": "2s", "latency_p95": {"pause_above": "10s"}},
+    )
+    expanded(m, app)
+    run = Run(m, app)
+    eventually(lambda: len(run.batches) > 100)
+    own_server.kill()
+    with pytest.raises(Throttled) as error:
+        run.job.result(60)
+    assert error.value.reasons
+    eventually(lambda: not [t.name for t in threading.enumerate() if t.name.startswith("zdm ")])
+    own_server.start()
+    moved = one(app, "SELECT sum(rows) FROM zdm.range")  # the crash took the last ones, with their checkpoints
+    assert one(app, "SELECT count(display_name) FROM people") == moved < 2_000
+    backfilled(m, app)
+    moved_once(app, 2_000)
+    assert state(m, app) == State.BACKFILLED
+    leaves_nothing(app)
+
+
+def interrupted(job: Background) -> None:
+    """As the interrupt that ends a run in Dagster, or Ctrl-C."""
+    assert job.ident is not None
+    ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(job.ident), ctypes.py_object(KeyboardInterrupt))
+
+
+def test_an_interrupt_ends_a_run_that_waits(url: str) -> None:
+    m = gauged()
+    expanded(m, url)
+    pause.pause(m, url, reason="lunch")
+    run = Run(m, url)
+    eventually(lambda: run.told_of("waiting: lunch"))
+    begun = time.monotonic()
+    interrupted(run.job)
+    with pytest.raises(KeyboardInterrupt):
+        run.job.result(30)
+    assert time.monotonic() - begun < 10
+    assert not run.batches
+    assert not run.told_of("going on")
+    leaves_nothing(url)
+
+
+def test_closing_a_run_that_waits(url: str) -> None:
+    m = replaced(backfill={"range_rows": 500, "batch_rows": 5, "max_parallel": 1}, throttle={"sql": [limit()]})
+    expanded(m, url)
+    told: list[str] = []
+    run = backfill.run(m, url, tell=told.append, batch=lambda _: time.sleep(0.02))
+    first = next(run)
+    gauge(url, 11)
+    eventually(lambda: any("gauge is 11" in t for t in told))
+    begun = time.monotonic()
+    run.close()
+    assert time.monotonic() - begun < 10
+    assert first.rows <= one(url, "SELECT sum(rows) FROM zdm.range") < 3_000
+    leaves_nothing(url)
+
+
+def test_a_signal_that_is_tuned_in_while_the_run_ends_is_not_left_behind(
+    url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    m = plain()
+    expanded(m, url)
+    closing, asked = threading.Event(), threading.Event()
+    more = tuning.declared(gauged())
+
+    def late(*_: Any) -> tuning.Settings:
+        asked.set()
+        closing.wait(10)
+        time.sleep(0.3)
+        return more
+
+    monkeypatch.setattr(tuning, "effective", late)
+    around = Surroundings(url=url, catalog=preflight.catalog_of(url, m))
+    governor = Governor(m, around, tell=lambda _: None)
+    assert asked.wait(30)
+    closing.set()
+    governor.close()
+    leaves_nothing(url)
+
+
+def test_a_run_leaves_nothing_behind(url: str) -> None:
+    m = gauged(
+        backfill={"range_rows": 300, "batch_rows": 100, "max_parallel": 4},
+        throttle={"latency_p95": {"pause_above": "60s"}},
+    )
+    expanded(m, url)
+    backfilled(m, url, run_id="a-run")
+    leaves_nothing(url)
+    locks = "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND database = (SELECT oid FROM pg_database WHERE datname = current_database())"
+    assert one(url, locks) == 0
+    assert sql(url, "SELECT owner FROM zdm.hold") == []
+
+
+# -- what holds it ----------------------------------------------------------------------------------------
+
+
+def closed_now(url: str) -> str:
+    """A window that opens in two hours."""
+    hour = one(url, "SELECT extract(hour FROM clock_timestamp() AT TIME ZONE 'UTC')::int")
+    return f"{(hour + 2) % 24:02}:00-{(hour + 3) % 24:02}:00 UTC"
+
+
+def test_a_closed_window_holds_a_run_until_it_is_tuned_open(url: str) -> None:
+    window = closed_now(url)
+    m = Migration.model_validate(plain().model_dump(mode="json") | {"allowed": [window]})
+    expanded(m, url)
+    run = Run(m, url)
+    eventually(lambda: run.told_of(f"waiting: outside {window}; opens at "))
+    run.stands()
+    assert not run.batches
+    pause.tune(m, url, {"allowed": []})
+    run.works()
+    assert run.told_of("going on after")
+    pause.tune(m, url, {"allowed": window})
+    eventually(lambda: run.told[-1].startswith("waiting: outside "))
+    run.stands()
+    pause.tune(m, url, {"allowed": []})
+    run.ends()
+    moved_once(url)
+
+
+BROKEN = (
+    ("NULL::int", "", "it gave NULL, which is no number"),
+    ("'eleven'::text", "", "it gave str 'eleven', which is no number"),
+    ("1 / (SELECT 0)", "", "DivisionByZero"),
+    ("1", "WHERE false", "the query gives no row"),
+    ("n", "FROM generate_series(1, 2) n", "the query gives several rows"),
+    ("1", "FROM pg_sleep(600)", "canceling statement due to statement timeout"),
+    ("'Infinity'::float8", "", "which is no number"),
+)
+
+
+def test_a_signal_that_breaks_under_a_run_holds_it_until_it_is_mended(url: str) -> None:
+    m = gauged()
+    expanded(m, url)
+    run = Run(m, url)
+    for shown, where, expected in BROKEN:
+        run.works()
+        gauge(url, shown, where)
+        eventually(lambda expected=expected: expected in reason(url), 10)  # type: ignore[misc]
+        assert reason(url).startswith("gauge cannot be read: ")
+        eventually(lambda expected=expected: run.told_of("waiting: gauge cannot be read: ", expected), 5)  # type: ignore[misc]
+        run.stands(0.3)
+        gauge(url, 0)
+        eventually(lambda: expires(url) is None)
+    run.ends()
+    moved_once(url)
+
+
+def test_a_signal_whose_table_is_gone_or_locked_holds_a_run(url: str) -> None:
+    m = gauged()
+    expanded(m, url)
+    run = Run(m, url)
+    run.works()
+    sql(url, "DROP VIEW gauge")
+    eventually(lambda: 'relation "public.gauge" does not exist' in reason(url))
+    gauge(url, 0)
+    run.works()
+    with holding(url, "LOCK TABLE gauge"):
+        eventually(lambda: run.told_of("waiting: gauge", "timeout"))
+        run.stands(0.3)
+    run.ends()
+    moved_once(url)
+
+
+def test_the_hold_of_a_signal_is_renewed_outlives_the_run_and_is_lifted_by_the_next(url: str) -> None:
+    m = gauged()
+    expanded(m, url)
+    gauge(url, 11)
+    run = Run(m, url)
+    eventually(lambda: expires(url) is not None)
+    first, now = expires(url), one(url, "SELECT clock_timestamp()")
+    assert first is not None
+    assert now < first <= now + timedelta(seconds=holds.SIGNAL_SECONDS)
+    eventually(lambda: (expires(url) or now) > first)  # it is still watched
+    interrupted(run.job)
+    with pytest.raises(KeyboardInterrupt):
+        run.job.result(30)
+    assert reason(url) == "gauge is 11, above 10; goes on at 5"
+    gauge(url, 7)
+    run = Run(m, url)
+    eventually(lambda: run.told_of("waiting: gauge is 7"))  # between its limits it is not good again
+    gauge(url, 5)
+    run.works()
+    eventually(lambda: expires(url) is None)
+    run.ends()
+
+
+def test_a_signals_hold_that_was_lifted_stands_again_at_once_when_it_is_bad_again(url: str) -> None:
+    m = gauged()
+    expanded(m, url)
+    run = Run(m, url)
+    for _ in range(3):
+        gauge(url, 11)
+        eventually(lambda: expires(url) is not None, 2.5)
+        pause.tune(m, url, {"throttle": {"sql": []}})
+        eventually(lambda: expires(url) is None)
+        run.works()
+        pause.reset(m, url)
+    eventually(lambda: expires(url) is not None, 2.5)
+    gauge(url, 0)
+    run.ends()
+
+
+def test_two_runs_stop_for_one_hold(url: str) -> None:
+    m = replaced(backfill={"range_rows": 300, "batch_rows": 5, "max_parallel": 4})
+    expanded(m, url)
+    keys = [r.range.partition for r in ranges(m, url)]
+    runs = [Run(m, url, partitions=keys[::2]), Run(m, url, partitions=keys[1::2])]
+    for run in runs:
+        run.works()
+    pause.pause(m, url, reason="lunch")
+    for run in runs:
+        eventually(lambda run=run: run.told_of("waiting: lunch (hold of operator)"))  # type: ignore[misc]
+    for run in runs:
+        run.stands()
+    pause.resume(m, url)
+    for run in runs:
+        run.ends()
+    moved_once(url)
+    assert state(m, url) == State.BACKFILLED
+
+
+def test_what_is_under_way_when_a_hold_is_placed_is_all_that_is_still_written(url: str) -> None:
+    m = replaced(backfill={"range_rows": 300, "batch_rows": 5, "batch_target": "60s", "max_parallel": 2})
+    expanded(m, url)
+    delay(url, 0.2)  # a second for each batch; holds are seen after half of one
+    run = Run(m, url)
+    eventually(lambda: writing(url) == 2)
+    pause.pause(m, url, reason="lunch")
+    before = one(url, "SELECT sum(batches) FROM zdm.range")
+    eventually(lambda: run.told_of("waiting: lunch"))
+    eventually(lambda: writing(url) == 0)
+    time.sleep(1)
+    assert writing(url) == 0
+    assert one(url, "SELECT sum(batches) FROM zdm.range") <= before + 4
+    delay(url, 0)
+    pause.resume(m, url)
+    run.ends()
+    moved_once(url)
+
+
+# -- what is changed while it runs ------------------------------------------------------------------------
+
+
+def writing(url: str) -> int:
+    """Batches under way."""
+    return int(
+        one(
+            url,
+            "SELECT count(*) FROM pg_stat_activity WHERE state = 'active' AND query LIKE 'WITH zdm_batch%%' "
+            "AND datname = current_database() AND pid <> pg_backend_pid()",
+        )
+    )
+
+
+def most_writing(url: str, seconds: float) -> int:
+    """Most batches at once, over a while."""
+    deadline = time.monotonic() + seconds
+    return max(writing(url) for _ in itertools.takewhile(lambda _: time.monotonic() < deadline, itertools.count()))
+
+
+def test_batch_rows_are_tuned_up_and_down_and_reset(url: str) -> None:
+    m = plain()
+    expanded(m, url)
+    run = Run(m, url)
+    eventually(lambda: run.batches)
+    for rows in (20, 2, 40):
+        pause.tune(m, url, {"backfill": {"batch_rows": rows}})
+        eventually(lambda rows=rows: run.batches[-1].rows == rows)  # type: ignore[misc]
+    pause.reset(m, url)
+    eventually(lambda: run.batches[-1].rows == 5)
+    assert {b.rows for b in run.batches} == {5, 20, 2, 40}
+    assert run.told.count("settings were changed while running") == 4
+    pause.tune(m, url, {"backfill": {"batch_rows": 1_000}})
+    run.ends()
+    moved_once(url)
+
+
+def test_nice_is_tuned(url: str) -> None:
+    m = plain()
+    expanded(m, url)
+    delay(url, 0.01)
+    run = Run(m, url)
+    run.works()
+    delay(url, 0.2)
+    pause.tune(m, url, {"throttle": {"nice": 100}})  # a hundred seconds after each batch
+    eventually(lambda: run.told_of("settings were changed"))
+    time.sleep(1.5)
+    before = len(run.batches)
+    time.sleep(1.5)
+    assert len(run.batches) == before
+    delay(url, 0)
+    pause.tune(m, url, {"throttle": {"nice": 0}})  # the rest under way ends too
+    begun = len(run.batches)
+    eventually(lambda: len(run.batches) > begun + 10)
+    pause.tune(m, url, {"backfill": {"batch_rows": 1_000}})
+    run.ends()
+    moved_once(url)
+
+
+def test_max_parallel_is_tuned_up_and_down(url: str) -> None:
+    m = replaced(backfill={"range_rows": 100, "batch_rows": 5, "batch_target": "60s", "max_parallel": 1})
+    expanded(m, url)
+    assert len(ranges(m, url)) > 8
+    delay(url, 0.02)
+    run = Run(m, url)
+    run.works()
+    assert most_writing(url, 0.5) == 1
+    for parallel in (4, 2, 3, 1):
+        pause.tune(m, url, {"backfill": {"max_parallel": parallel}})
+        eventually(lambda parallel=parallel: most_writing(url, 0.5) == parallel)  # type: ignore[misc]
+        assert most_writing(url, 0.5) <= parallel
+        run.works()
+    delay(url, 0)
+    pause.tune(m, url, {"backfill": {"max_parallel": 4, "batch_rows": 100}})
+    run.ends()
+    moved_once(url)
+    leaves_nothing(url)
+
+
+def test_limits_are_tuned(url: str) -> None:
+    m = gauged()
+    expanded(m, url)
+    gauge(url, 7)
+    run = Run(m, url)
+    run.works()
+    pause.tune(m, url, {"throttle": {"sql": [limit(pause_above=6)]}})
+    eventually(lambda: run.told_of("waiting: gauge is 7, above 6; goes on at 5"))
+    run.stands()
+    pause.tune(m, url, {"throttle": {"sql": [limit(pause_above=6, critical_above=6.5)], "max_wait": "5m"}})
+    with pytest.raises(Throttled, match="a signal is critical"):
+        run.job.result(30)
+    gauge(url, 0)
+    pause.reset(m, url)
+    backfilled(m, url)
+    moved_once(url)
+
+
+def test_max_wait_is_tuned_while_a_run_waits(url: str) -> None:
+    m = gauged()
+    expanded(m, url)
+    gauge(url, 11)
+    run = Run(m, url)
+    eventually(lambda: run.told_of("waiting: gauge is 11"))
+    pause.tune(m, url, {"throttle": {"max_wait": "100ms"}})
+    with pytest.raises(Throttled, match="gauge is 11"):
+        run.job.result(30)
+
+
+def test_a_signal_is_tuned_in_and_out(url: str) -> None:
+    """One that holds the run is taken away, and the run goes on though the signal is as bad as before."""
+    m = plain(throttle={"oldest_transaction": {"pause_above": "200ms"}})
+    expanded(m, url)
+    run = Run(m, url)
+    run.works()
+    with holding(url, "SELECT txid_current()", name="a report"):
+        eventually(lambda: run.told_of("waiting: oldest_transaction is", "a report"))
+        eventually(lambda: reason(url, "signal:oldest_transaction"))
+        run.stands()
+        pause.tune(m, url, {"throttle": {"oldest_transaction": None}})
+        run.works()
+        eventually(lambda: not reason(url, "signal:oldest_transaction"))
+        told = len(run.told)
+        pause.tune(m, url, {"throttle": {"oldest_transaction": {"pause_above": "300ms"}}})
+        eventually(lambda: any("waiting: oldest_transaction is" in t for t in run.told[told:]))
+        run.stands()
+    run.ends()
+    moved_once(url)
+
+
+def test_what_newer_code_declares_reaches_a_run_of_older_code(url: str) -> None:
+    m = plain()
+    expanded(m, url)
+    run = Run(m, url)
+    eventually(lambda: run.batches)
+    watch.look(plain(backfill=STEADY | {"batch_rows": 30}), url, APP)
+    eventually(lambda: run.batches[-1].rows == 30)
+    pause.tune(m, url, {"backfill": {"batch_rows": 20}})  # on top of the newest
+    eventually(lambda: run.batches[-1].rows == 20)
+    watch.look(plain(backfill=STEADY | {"batch_rows": 40}), url, APP)
+    pause.reset(m, url)
+    eventually(lambda: run.batches[-1].rows == 40)
+    run.ends()
+    moved_once(url)
+
+
+def test_settings_that_a_run_does_not_understand_change_nothing_and_are_told_once(url: str) -> None:
+    m = plain()
+    expanded(m, url)
+    run = Run(m, url)
+    run.works()
+    sql(url, "UPDATE zdm.tuning SET declared = jsonb_set(declared, '{backfill,of_the_future}', '1')")
+    eventually(lambda: run.told_of("settings stay as they are", "of_the_future"))
+    run.works()
+    time.sleep(1.2)
+    assert len([t for t in run.told if "of_the_future" in t]) == 1
+    pause.pause(m, url, reason="lunch")
+    eventually(lambda: run.told_of("waiting: lunch"))
+    pause.resume(m, url)
+    run.ends()
+    moved_once(url)
+
+
+# -- the size of batches ----------------------------------------------------------------------------------
+
+
+def test_a_batch_that_runs_into_its_timeout_is_split(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(backfill, "_SHORTEST_TIMEOUT", 0.4)
+    sql(
+        url,
+        "DELETE FROM people WHERE id > 200; CREATE TABLE written (id bigint); "
+        "CREATE FUNCTION note() RETURNS trigger LANGUAGE plpgsql AS "
+        "$$ BEGIN INSERT INTO public.written VALUES (NEW.id); RETURN NULL; END $$; "
+        "CREATE TRIGGER note AFTER UPDATE ON people FOR EACH ROW EXECUTE FUNCTION note()",
+    )
+    delay(url, 0.01)  # two seconds for all of them
+    m = replaced(backfill={"batch_rows": 200, "batch_target": "20ms", "max_parallel": 1})
+    expanded(m, url)
+    sizes: list[int] = []
+    (range_,) = backfilled(m, url, batch=lambda moved: sizes.append(moved.rows))
+    assert range_.retries >= 1
+    assert range_.rows == 200
+    assert 0 < max(sizes) <= 50
+    assert sql(url, "SELECT count(*), count(DISTINCT id) FROM written") == [(200, 200)]
+    moved_once(url, 200)
+    assert ranges(m, url)[0].done
+
+
+def test_rows_so_slow_that_few_fit_a_batch_are_not_tried_in_more(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(backfill, "_SHORTEST_TIMEOUT", 0.4)
+    sql(url, "DELETE FROM people WHERE id > 20")
+    delay(url, 0.15)
+    m = replaced(backfill={"batch_rows": 20, "batch_target": "20ms", "max_parallel": 1})
+    expanded(m, url)
+    (range_,) = backfilled(m, url)
+    assert range_.retries == 2  # 20, 5, then 1 row at a time
+    moved_once(url, 20)
+
+
+def test_pace_that_is_below_the_smallest_batch_does_not_grow_by_being_slow() -> None:
+    pace = Pace(Backfill(batch_rows=100, batch_target="100ms"))  # type: ignore[arg-type]
+    for expected in (25, 6, 1):
+        assert pace.too_long(pace.rows) == expected
+    pace.took(0.2, 1)
+    assert pace.rows == 1
+    for _ in range(20):
+        pace.took(0.001, pace.rows)
+    assert pace.rows > 10
