@@ -12,11 +12,12 @@ import psycopg
 import pytest
 
 from zdm_pipelines.dialects.postgres.connection import connected
-from zdm_pipelines.engine import ledger, sessions
+from zdm_pipelines.engine import ledger, sessions, tuning
 from zdm_pipelines.engine.batches import Moved
 from zdm_pipelines.model.errors import MigrationBusy, StateConflict
+from zdm_pipelines.model.migration import Database
 from zdm_pipelines.model.states import TRANSITIONS, State
-from zdm_pipelines.phases import contract, rollback, status, switch_reads, validate
+from zdm_pipelines.phases import contract, pause, rollback, status, switch_reads, validate, watch
 from zdm_pipelines_tests.helpers import (
     Background,
     Worker,
@@ -274,3 +275,91 @@ def test_phases_say_what_to_run_first(url: str, where: State) -> None:
             with pytest.raises(StateConflict, match=f"is {where}"):
                 call()
             assert state(M, url) == where
+
+
+# -- a ledger made by the previous version ----------------------------------------------------------------
+
+
+def as_before(url: str) -> None:
+    """What version 0001 left: no holds, no tuning, no heartbeat."""
+    sql(url, "DROP TABLE zdm.hold, zdm.tuning, zdm.heartbeat; UPDATE zdm.schema_version SET version_num = '0001'")
+
+
+def version(url: str) -> str:
+    return str(one(url, "SELECT version_num FROM zdm.schema_version"))
+
+
+@pytest.fixture
+def old_ledger(url: str) -> str:
+    """A backfill that the previous version began: one range of three is done."""
+    expanded(M, url)
+    backfilled(M, url, partitions=[ranges(M, url)[0].range.partition])
+    as_before(url)
+    return url
+
+
+def test_status_of_a_ledger_from_the_previous_version(old_ledger: str) -> None:
+    found = status.read(M, old_ledger)
+    assert (found.state, found.ranges_done, found.rows_moved, found.holds) == (State.BACKFILLING, 1, 100, ())
+    assert pause.resume(M, old_ledger) == []
+    assert pause.settings(M, old_ledger) == (tuning.declared(M), {})
+    assert pause.reset(M, old_ledger) == tuning.declared(M)
+    assert watch.against(M, old_ledger) == []
+    assert version(old_ledger) == "0001"  # whoever only looks changes nothing
+
+
+def test_backfill_upgrades_the_ledger_and_goes_on(old_ledger: str) -> None:
+    m = replaced(
+        backfill={"range_rows": 100, "batch_rows": 50},
+        throttle={"replication_lag": {"pause_above": "60s"}, "wal_rate": {"pause_above": "1TB"}},
+    )
+    assert sum(moved.rows for moved in backfilled(m, old_ledger)) == 200
+    assert version(old_ledger) == "0002"
+    assert state(m, old_ledger) == State.BACKFILLED
+    assert one(old_ledger, "SELECT sum(rows) FROM zdm.range") == 300
+    walk(m, old_ledger, State.CONTRACTED)
+
+
+def test_several_who_find_an_old_ledger_upgrade_it_once(old_ledger: str) -> None:
+    keys = [r.range.partition for r in ranges(M, old_ledger)]
+    jobs = [Background(lambda k=key: backfilled(M, old_ledger, partitions=[k])) for key in keys]  # type: ignore[misc]
+    jobs.append(Background(lambda: watch.look(M, old_ledger, Database(name="app"))))
+    jobs.append(Background(lambda: pause.tune(M, old_ledger, {"throttle": {"nice": 0.5}})))
+    for job in jobs:
+        job.result()
+    assert state(M, old_ledger) == State.BACKFILLED
+    assert pause.settings(M, old_ledger)[1] == {"throttle": {"nice": 0.5}}
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda url: pause.pause(M, url, reason="lunch"),
+        lambda url: pause.tune(M, url, {"throttle": {"nice": 1}}),
+        lambda url: watch.look(M, url, Database(name="app")),
+    ],
+    ids=["pause", "tune", "watch"],
+)
+def test_whoever_steers_upgrades_the_ledger(old_ledger: str, call: Callable[[str], Any]) -> None:
+    call(old_ledger)
+    assert version(old_ledger) == "0002"
+    pause.pause(M, old_ledger, reason="dinner")
+    assert [h.reason for h in status.read(M, old_ledger).holds] == ["dinner"]
+    assert [h.reason for h in watch.against(M, old_ledger)] == ["dinner"]
+    pause.resume(M, old_ledger)
+    backfilled(M, old_ledger)
+    assert state(M, old_ledger) == State.BACKFILLED
+
+
+@pytest.mark.parametrize("target", [State.BACKFILLED, State.VALIDATED, State.SWITCHED, State.TOMBSTONED])
+def test_the_other_phases_go_on_with_an_old_ledger(url: str, target: State) -> None:
+    """None of them asks what the new version added."""
+    walk(M, url, target)
+    as_before(url)
+    walk(M, url, State.CONTRACTED)
+
+
+def test_a_rollback_with_an_old_ledger(old_ledger: str) -> None:
+    rollback.run(M, old_ledger, to=State.ROLLED_BACK)
+    expanded(M, old_ledger)
+    assert version(old_ledger) == "0002"
