@@ -18,7 +18,7 @@ from typing import Any
 import psycopg
 
 from zdm_pipelines.engine.batches import Moved
-from zdm_pipelines.model.migration import Migration
+from zdm_pipelines.model.migration import Database, Migration
 from zdm_pipelines.model.states import State
 from zdm_pipelines.model.values import RangeProgress, Report
 from zdm_pipelines.phases import backfill, contract, expand, preflight, rollback, status, switch_reads, validate
@@ -78,7 +78,7 @@ def replaced(
         "reads": {"ramp": [100]},
     }
     for section, given in sections.items():
-        declared[section] = {**declared.get(section, {}), **given}
+        declared[section] = {**declared.get(section, {}), **given} if isinstance(given, dict) else given
     return Migration.model_validate(declared)
 
 
@@ -112,7 +112,14 @@ WALK: tuple[tuple[State, Callable[[Migration, str], Any]], ...] = (
 )
 
 
-def walk(m: Migration, url: str, to: State, *, then: Callable[[State], None] = lambda _: None) -> None:
+def walk(
+    m: Migration,
+    url: str,
+    to: State,
+    *,
+    then: Callable[[State], None] = lambda _: None,
+    database: Database | None = None,
+) -> None:
     """Run the phases up to a state, from wherever the migration stands."""
     reached = [State.PLANNED, State.ROLLED_BACK]
     now = state(m, url)
@@ -121,7 +128,10 @@ def walk(m: Migration, url: str, to: State, *, then: Callable[[State], None] = l
         if now == to or state(m, url) == to:
             return
         if state(m, url) in reached[:-1]:
-            run(m, url)
+            if run is backfilled:
+                backfilled(m, url, database=database)
+            else:
+                run(m, url)
             assert state(m, url) == target
             then(target)
 
