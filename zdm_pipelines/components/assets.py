@@ -215,12 +215,12 @@ def _handing_over(
             partitions=instance.get_dynamic_partitions(keys.partitions_name(migration)),
             asset_graph=context.repository_def.asset_graph,
         )
-        context.log.info(
-            "paused: %s. %d ranges go on from their checkpoints when nothing stands against writing, as run %s",
-            error.fact,
-            len(wanted) - len(done),
-            ", ".join(queued) or "queued already",
+        told = (
+            f"paused: {error.fact}. {len(wanted) - len(done)} ranges go on from their checkpoints when nothing stands "
+            f"against writing, as run {', '.join(queued) or 'queued already'}"
         )
+        context.log.info("%s", told)
+        context.log_event(dg.AssetObservation(keys.asset_key(migration, Phase.BACKFILL), description=told))
 
 
 def _validate(migration: Migration) -> dg.AssetsDefinition:

@@ -82,6 +82,8 @@ def _sensor(database: Database, signal: str, migrations: Sequence[Migration]) ->
                 events += [_observation(database, migration, verdict) for verdict in look.verdicts]
             if look.state in watch.WATCHED:
                 lines.append(follow(context.instance, migration, look))
+        for line in lines:
+            context.log.info("%s", line)
         return dg.SensorResult(asset_events=events, skip_reason="; ".join(lines) or "no backfill is under way")
 
     return sensor

@@ -316,3 +316,16 @@ def test_odd_names_run_the_whole_way(server: Server, database: str, table: str, 
         rows = c.execute(f"SELECT {q(key)}, {q(new)} FROM {name.sql} ORDER BY 1".encode()).fetchall()
     expected = {n: f"n:v{n}" for n in range(1, 101)} | {50: "n:aswitched", 60: "n:bcontracted"}
     assert dict(rows) == expected
+
+
+def test_a_publication_of_all_tables_is_named_and_stops_nothing(own_server):
+    own_server.settings["wal_level"] = "logical"
+    own_server.restart()
+    url = own_server.create_database("app")
+    people(url, 50)
+    sql(url, "CREATE PUBLICATION everything FOR ALL TABLES")
+    m = replaced()
+    (warning,) = preflight.catalog_of(url, m).warnings
+    assert "everything" in warning
+    assert "--schema=zdm" in warning
+    walk(m, url, State.CONTRACTED)

@@ -64,6 +64,7 @@ class _Survey:
     def run(self) -> Catalog:
         self.columns()
         self.triggers()
+        self.publications()
         if self.problems:
             return self.catalog
         with undone(self.conn):
@@ -138,6 +139,19 @@ class _Survey:
                 )
             if on_update:
                 self.warnings.append(f"trigger {quote(name)} fires for every row that the backfill moves")
+
+    def publications(self) -> None:
+        """Those of every table take the ledger's along, which subscribers do not have."""
+        published = query(
+            self.conn,
+            "SELECT pubname FROM pg_publication p WHERE puballtables OR EXISTS (SELECT 1 FROM pg_publication_tables t "
+            "WHERE t.pubname = p.pubname AND t.schemaname = 'zdm')",
+        )
+        for (name,) in published:
+            self.warnings.append(
+                f"publication {quote(name)} publishes tables of the ledger too: a Postgres subscriber stops until it "
+                "has them, so copy schema zdm there (pg_dump --schema-only --schema=zdm) once expand has run"
+            )
 
     # -- types and expressions ----------------------------------------------------------------------------
 
