@@ -5,8 +5,8 @@ from __future__ import annotations
 import contextlib
 import random
 import time
-from collections.abc import Callable
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -102,6 +102,7 @@ class RangeWorker:
         self.tell = tell
         self.repair = repair
         self.rows = self.batches = self.retries = 0
+        self._waited = 0.0  # seconds for a turn
 
     def run(self, wanted: KeyRange) -> Moved:
         """Move what is left of a range, from its checkpoint, and prove that nothing is left.
@@ -170,7 +171,7 @@ class RangeWorker:
         while True:
             end = wanted.upper
             try:
-                with self.control.turn(self.conn):
+                with self._turn():
                     begun = time.monotonic()
                     upper = self._next(lower, wanted.upper, size)
                     end = upper if upper is not None else wanted.upper
@@ -179,8 +180,8 @@ class RangeWorker:
             except errors.LockNotAvailable:
                 # Somebody rewrites the table or builds an index on it: that is waited for like a held row.
                 self.retries += 1
-                blocked_since = blocked_since or time.monotonic()
-                if time.monotonic() - blocked_since > self.patience:
+                blocked_since = blocked_since or self._tried()
+                if self._tried() - blocked_since > self.patience:
                     raise LockNotAcquired(
                         f"{self.name} range {wanted.partition}",
                         f"the table is locked for {self.patience:g} s; held by {holders(self.conn, self.catalog.oid)}",
@@ -215,6 +216,17 @@ class RangeWorker:
         )  # fmt: skip
         return upper, took
 
+    @contextmanager
+    def _turn(self) -> Iterator[None]:
+        asked = time.monotonic()
+        with self.control.turn(self.conn):
+            self._waited += time.monotonic() - asked
+            yield
+
+    def _tried(self) -> float:
+        """A clock that stands still while this range waits for its turn: patience is for trying."""
+        return time.monotonic() - self._waited
+
     def _commit(self, wanted: KeyRange, lower: Key | None, upper: Key | None, *, first: bool) -> int:
         statement = self.sql.move(lower, upper, repair=self.repair)
         # Rows are not waited for; the lock time-out guards against schema changes of others.
@@ -247,17 +259,17 @@ class RangeWorker:
 
     def _revisit(self, wanted: KeyRange) -> None:
         """Come back for rows that the application held, until none is left."""
-        pause, begun, progressed = _REVISIT_SECONDS, time.monotonic(), self.rows
+        pause, begun, progressed = _REVISIT_SECONDS, self._tried(), self.rows
         sql, params = self.sql.count_unmoved(wanted.lower, wanted.upper, repair=self.repair)
         while left := self._counted(wanted, sql, params):
-            if self.rows == progressed and time.monotonic() - begun > self.patience:
+            if self.rows == progressed and self._tried() - begun > self.patience:
                 raise LockNotAcquired(
                     f"{self.name} range {wanted.partition}",
                     f"{left} rows are held by the application for {self.patience:g} s",
                     "end those transactions and materialize the range again; all other rows are moved",
                 )
             if self.rows != progressed:
-                progressed, begun = self.rows, time.monotonic()
+                progressed, begun = self.rows, self._tried()
             if self.batches:
                 self.retries += 1
                 time.sleep(pause)
@@ -272,7 +284,7 @@ class RangeWorker:
         if len(left) > _FEW:
             return
         for (key,) in left:
-            with self.control.turn(self.conn), contextlib.suppress(errors.LockNotAvailable):
+            with self._turn(), contextlib.suppress(errors.LockNotAvailable):
                 statement = self.sql.move_one(tuple(key), repair=self.repair)
                 self.rows += self._transact(wanted, statement, upper=None, lock_timeout=_QUEUE_SECONDS)
 
