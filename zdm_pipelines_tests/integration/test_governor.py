@@ -648,3 +648,22 @@ def test_pace_that_is_below_the_smallest_batch_does_not_grow_by_being_slow() -> 
     for _ in range(20):
         pace.took(0.001, pace.rows)
     assert pace.rows > 10
+
+
+def test_time_under_a_hold_is_no_time_that_the_application_held_a_row(url: str) -> None:
+    """Patience is for trying: nobody tries while somebody holds the run."""
+    sql(url, "DELETE FROM people WHERE id > 100")
+    m = replaced(locks={"give_up_after": "3s"})
+    expanded(m, url)
+    with holding(url, "SELECT FROM people WHERE id = 7 FOR UPDATE"):
+        run = Run(m, url)
+        eventually(lambda: one(url, "SELECT sum(rows) FROM zdm.range") == 99)
+        pause.pause(m, url, reason="lunch")
+        eventually(lambda: run.told_of("waiting: lunch"))
+        time.sleep(3.5)
+        pause.resume(m, url)
+        eventually(lambda: run.told_of("going on after") or not run.job.is_alive())
+        time.sleep(1)  # it finds the row held again
+    run.ends()
+    moved_once(url, 100)
+    assert run.told_of("going on after")
