@@ -13,7 +13,7 @@ from zdm_pipelines.components.failures import readable
 from zdm_pipelines.components.progress import Progress
 from zdm_pipelines.engine.batches import Moved
 from zdm_pipelines.engine.gate import CHECKS
-from zdm_pipelines.model.errors import DatabaseUnreachable, StateConflict, Throttled
+from zdm_pipelines.model.errors import DatabaseUnreachable, OutcomeUnknown, StateConflict, Throttled
 from zdm_pipelines.model.migration import Migration
 from zdm_pipelines.model.states import Phase, State
 from zdm_pipelines.phases import backfill, contract, expand, preflight, status, switch_reads, validate
@@ -199,10 +199,12 @@ def _handing_over(
     instance = context.instance
     try:
         yield
-    except (Throttled, DatabaseUnreachable) as error:
-        # A database that cannot be reached at first is somebody's mistake, unless an earlier run did reach it.
-        known = isinstance(error, Throttled) or continuation.is_second_try(context.run)
-        if not known or not continuation.can_hand_over(instance):
+    except (Throttled, OutcomeUnknown, DatabaseUnreachable) as error:
+        left = [partition for partition in wanted if partition not in done]
+        # A database that cannot be reached at first is somebody's mistake, unless an earlier run did reach it. What
+        # became of a batch when it was lost is looked up by whoever moves the range next.
+        known = not isinstance(error, DatabaseUnreachable) or continuation.is_second_try(context.run)
+        if not known or not left or not continuation.can_hand_over(instance):
             raise
         pools.shut(instance, migration)  # opened again when nothing stands against writing
         continuation.paused(instance, context.run, error.fact)
@@ -211,12 +213,12 @@ def _handing_over(
         queued = continuation.continue_run(
             instance,
             run,
-            [partition for partition in wanted if partition not in done],
+            left,
             partitions=instance.get_dynamic_partitions(keys.partitions_name(migration)),
             asset_graph=context.repository_def.asset_graph,
         )
         told = (
-            f"paused: {error.fact}. {len(wanted) - len(done)} ranges go on from their checkpoints when nothing stands "
+            f"paused: {error.fact}. {len(left)} ranges go on from their checkpoints when nothing stands "
             f"against writing, as run {', '.join(queued) or 'queued already'}"
         )
         context.log.info("%s", told)

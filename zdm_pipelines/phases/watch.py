@@ -71,10 +71,12 @@ def _note(conn: Connection, migration: Migration, verdicts: Collection[Verdict],
 
 
 def _against(conn: Connection, migration: Migration, settings: tuning.Settings) -> list[Hold]:
-    found = holds.standing(conn, migration.name)
-    if (reason := windows.closed(settings.allowed)) is not None:
-        found.append(Hold(migration=migration.name, owner=WINDOW, reason=reason, since=datetime.now(UTC)))
-    return found
+    return holds.standing(conn, migration.name) + _closed(migration, settings)
+
+
+def _closed(migration: Migration, settings: tuning.Settings) -> list[Hold]:
+    reason = windows.closed(settings.allowed)
+    return [Hold(migration=migration.name, owner=WINDOW, reason=reason, since=datetime.now(UTC))] if reason else []
 
 
 def against(migration: Migration, url: str) -> list[Hold]:
@@ -84,8 +86,8 @@ def against(migration: Migration, url: str) -> list[Hold]:
         DatabaseUnreachable, SpecError
     """
     with connected(url, purpose=f"{migration.name} watch") as conn:
-        if not holds.exist(conn):
-            return []
+        if not holds.exist(conn):  # no ledger, or one of an earlier version
+            return _closed(migration, tuning.declared(migration))
         return _against(conn, migration, tuning.effective(conn, migration))
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Iterator
+from functools import partial
 
 import pytest
 
@@ -28,13 +29,17 @@ def slow(tmp_path) -> Iterator[Watched]:
         yield found
 
 
+def more_than(slow: Watched, rows: int) -> bool:
+    return slow.moved() > rows
+
+
 @pytest.mark.timeout(420)
 def test_throttled_three_times_once_for_longer_than_a_run_waits(slow: Watched) -> None:
     slow.expand()
     backfill = slow.launch()
     for _ in range(2):
         before = slow.moved()
-        slow.until(lambda before=before: slow.moved() > before + 1_000, "rows are moved")
+        slow.until(partial(more_than, slow, before + 1_000), "rows are moved")
         slow.replay("pause")
         slow.until(lambda: "signal:replication_lag" in slow.holds(), "the hold stands")
         slow.until(lambda: slow.still(1.5), "writing stops")
