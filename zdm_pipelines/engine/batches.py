@@ -165,7 +165,7 @@ class RangeWorker:
 
     def _batch(self, wanted: KeyRange, lower: Key | None, *, first: bool) -> tuple[Key | None, float]:
         """Move the next rows: where they end (None: with the range), and the seconds it took."""
-        size, attempt, blocked_since = self.control.pace.rows, 1, 0.0
+        size, attempt, blocked_since = self.control.pace.next_rows, 1, 0.0
         upper: Key | None = None
         rows, begun = 0, time.monotonic()
         while True:

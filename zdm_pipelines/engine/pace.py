@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections import deque
 
+from zdm_pipelines.engine.ramp import Ramp
 from zdm_pipelines.model.migration import Backfill
 
 SMALLEST = 10  # rows; below it the cost of a transaction is all there is
@@ -12,6 +13,7 @@ _REMEMBERED = 10  # batches
 _ENOUGH = 3  # batches to have seen before it grows
 _GROWTH = 1.25  # at most, from one batch to the next
 _ROOM = 0.9  # of the target: where growing ends, so that it does not swing
+_SMALL = 100  # rows; less than full speed makes no smaller batch, or its transaction would be most of the cost
 
 
 class Pace:
@@ -24,6 +26,17 @@ class Pace:
         self._per_row: deque[float] = deque(maxlen=_REMEMBERED)
         self._most = self.rows = declared.batch_rows
         self._target = declared.batch_target
+        self.ramp: Ramp | None = None  # none: full speed at once, as where no signal could say that it is too much
+
+    @property
+    def share(self) -> float:
+        """The share of full speed that is tried now."""
+        return self.ramp.share if self.ramp is not None else 1.0
+
+    @property
+    def next_rows(self) -> int:
+        """Rows of the next batch."""
+        return max(min(_SMALL, self.rows), int(self.rows * self.share))
 
     def retune(self, declared: Backfill) -> None:
         """Take other bounds; a batch that was never slower than its target is as large as it may be."""

@@ -16,12 +16,13 @@ import psycopg
 from zdm_pipelines.dialects.postgres.connection import Connection, connect, query, safe
 from zdm_pipelines.engine import holds, signals, tuning
 from zdm_pipelines.engine.pace import Pace
+from zdm_pipelines.engine.ramp import Ramp
 from zdm_pipelines.engine.sessions import hold_run
 from zdm_pipelines.engine.signals import DEADLINE, Surroundings
 from zdm_pipelines.engine.watch import Watch, judge
 from zdm_pipelines.model import windows
 from zdm_pipelines.model.errors import Throttled, ZdmError
-from zdm_pipelines.model.migration import Migration
+from zdm_pipelines.model.migration import Backfill, Migration
 from zdm_pipelines.model.throttle import Limit
 from zdm_pipelines.model.values import Hold, Verdict
 
@@ -57,7 +58,7 @@ class Governor:
         self._complained = ""  # of settings that are not understood
         self._informed = False  # whether what was tuned has been read
         self.settings = tuning.declared(migration)
-        self.pace = Pace(self.settings.backfill)
+        self.pace = Pace(_bounds(self.settings))
         self.waited = 0.0
         self._standing: list[Hold] | str = "they are being read for the first time"
         self._looked = time.monotonic()
@@ -82,6 +83,11 @@ class Governor:
             found |= {h.owner: h.reason for h in standing if not holds.is_signal(h.owner)}
         if (reason := windows.closed(self.settings.allowed)) is not None:
             found[WINDOW] = reason
+        if (ramp := self.pace.ramp) is not None:
+            if found:
+                ramp.stops(too_fast=any(holds.is_signal(owner) for owner in found))
+            else:
+                ramp.goes_on()
         # Before anything was read of it, what is declared may be tuned away.
         return found, self._informed and any(v.critical for v in verdicts)
 
@@ -138,12 +144,16 @@ class Governor:
         return waited
 
     def rest(self, seconds: float, stop: threading.Event) -> None:
-        """Rest after a batch that took so long, as `nice` asks."""
+        """Rest after a batch that took so long, as `nice` and the share of full speed ask."""
         begun = time.monotonic()
-        # Asked again and again: while a long rest is under way it may be tuned.
-        while (left := seconds * self.settings.throttle.nice - (time.monotonic() - begun)) > 0:
+        # Asked again and again: while a long rest is under way it may be tuned, and the share grows.
+        while (left := seconds * self._rest_times() - (time.monotonic() - begun)) > 0:
             if stop.wait(min(left, _LOOK)):
                 return
+
+    def _rest_times(self) -> float:
+        """The rest, in times of what the batch took."""
+        return self.settings.throttle.nice + 1 / self.pace.share - 1
 
     def close(self) -> None:
         """Stop every thread; those that hang end with the process."""
@@ -168,6 +178,10 @@ class Governor:
                 self._bad.pop(name, None)
             self._watches = kept | {name: Watch(name, signal) for name, signal in made.items()}
             self._limits = limits
+            if not limits:
+                self.pace.ramp = None
+            elif self.pace.ramp is None:
+                self.pace.ramp = Ramp()
 
     def _look_at_board(self) -> None:
         conn: Connection | None = None
@@ -230,9 +244,19 @@ class Governor:
             return
         if settings != self.settings:
             self._watch(settings)
-            self.pace.retune(settings.backfill)
+            self.pace.retune(_bounds(settings))
             self.settings = settings
             self._tell("settings were changed while running")
+
+
+def _bounds(settings: tuning.Settings) -> Backfill:
+    """How large batches are, and how long they take. Whoever needs a row of a batch waits until it is committed, which
+    no canary notices: so it takes no longer than the latency that is declared to be too much.
+    """
+    latency, declared = settings.throttle.latency_p95, settings.backfill
+    if latency is None:
+        return declared
+    return declared.model_copy(update={"batch_target": min(declared.batch_target, latency.pause_above)})
 
 
 def _said(found: dict[str, str]) -> str:

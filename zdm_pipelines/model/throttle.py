@@ -134,7 +134,8 @@ class Throttle(Declared):
     )
     latency_p95: DurationLimit | None = Field(
         default=DurationLimit(pause_above=written("250ms"), resume_below=written("100ms")),
-        description="95th percentile of a one-row query on the table; null: not watched.",
+        description="95th percentile of a one-row query on the table and a commit; null: not watched. Batches take no "
+        "longer than its pause_above.",
     )
     statements_p95: DurationLimit | None = Field(
         default=None,
