@@ -20,7 +20,7 @@ home=$$(mktemp -d) && trap 'rm -rf "$$home"' EXIT \
 && dg check yaml && dg check defs
 endef
 
-.PHONY: help demo dev test lint lock clean
+.PHONY: help demo dev test bench lint lock clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z][a-z-]*\):.*## \(.*\)$$/  make \1|\2/p' Makefile | awk -F'|' '{ printf "%-14s %s\n", $$1, $$2 }'
@@ -33,6 +33,9 @@ dev: $(STAMP)  ## the Dagster UI with your migrations
 
 test: $(STAMP)  ## every test, against real Postgres servers
 	@exec $(BIN)/python -m pytest -n logical --maxprocesses 4 --dist worksteal $(ARGS)
+
+bench: $(STAMP)  ## what is claimed of time, measured; see docs/benchmarks.md
+	@exec $(BIN)/python -m zdm_pipelines_tests.benchmarks $(ARGS)
 
 lint: $(STAMP)  ## style, types, import layers, definitions
 	@$(BIN)/ruff check .

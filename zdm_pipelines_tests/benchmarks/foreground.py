@@ -1,0 +1,64 @@
+"""Foreground: pgbench as the application, and the latency of each of its transactions."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from zdm_pipelines.sandbox import processes
+from zdm_pipelines.sandbox.server import Server
+
+_PREFIX = "transactions"
+
+
+class Foreground:
+    """pgbench's TPC-B, begun at once, at a steady rate; a transaction's latency counts from when it was due.
+
+    Args:
+        rate: transactions per second.
+        seconds: how long.
+    """
+
+    def __init__(self, server: Server, database: str, *, clients: int, rate: float, seconds: float) -> None:
+        self._folder = Path(tempfile.mkdtemp(prefix="zdm-bench-"))
+        self._seconds = seconds
+        arguments = f"-h 127.0.0.1 -p {server.port} -U postgres -n -M prepared -c {clients} -j 2 -T {round(seconds)} -R {rate} -l"
+        self._process = processes.start(
+            [server.binary("pgbench"), *arguments.split(), f"--log-prefix={self._folder / _PREFIX}", database],
+            log=self._folder / "log",
+        )
+        # The transactions' log has the clock of the day.
+        self._day = time.time() - time.monotonic()
+
+    def latencies(self, since: float, until: float) -> list[float]:
+        """Wait for its end; the seconds that each transaction took which was due between two monotonic moments.
+
+        Raises:
+            RuntimeError: a transaction failed.
+        """
+        try:
+            status = self._process.wait(self._seconds + 60)
+            if status != 0:
+                raise RuntimeError(f"pgbench: {(self._folder / 'log').read_text()[-2000:]}")
+            found = []
+            for file in self._folder.glob(f"{_PREFIX}.*"):
+                for line in file.read_text().splitlines():
+                    # client, number, latency in µs, script, end in s and µs, how much of the latency was delay in µs
+                    fields = [int(field) for field in line.split()]
+                    ended = fields[4] + fields[5] / 1e6 - self._day
+                    took = fields[2] / 1e6
+                    if since <= ended - took < until:
+                        found.append(took)
+            return found
+        finally:
+            processes.end(self._process)
+            shutil.rmtree(self._folder)
+
+
+def percentile(samples: Sequence[float], percent: float) -> float:
+    """The sample that so many percent of all are not above."""
+    ordered = sorted(samples)
+    return ordered[min(len(ordered) - 1, int(len(ordered) * percent / 100))]
