@@ -420,10 +420,7 @@ def resume(
 ) -> None:
     """Lift one owner's hold; work goes on when no other stands."""
     _, migration, url = _one(defs, name)
-    whose = (holds.EVERY if every else name, owner)
-    stood = whose in [(h.migration, h.owner) for h in watch_.against(migration, url)]
-    pause.resume(migration, url, owner=owner, every=every)
-    if not stood:
+    if not pause.resume(migration, url, owner=owner, every=every):
         whom = f"database {migration.database}" if every else name
         terminal.note(f"{owner} had placed no hold on {whom}")
     _show_holds(name, watch_.against(migration, url), json=json)

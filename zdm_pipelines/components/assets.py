@@ -147,6 +147,7 @@ def _backfill(migration: Migration) -> dg.AssetsDefinition:
     )
     def backfill_(context: dg.AssetExecutionContext, config: BackfillConfig) -> Iterator[dg.AssetMaterialization]:
         continuation.mark(context.instance, context.run, migration)
+        pools.begin(context.instance, migration)  # expanded from the command line, it has none yet
         done: set[str] = set()
 
         def line(rows: int, seconds: float, detail: str) -> str:
@@ -161,6 +162,10 @@ def _backfill(migration: Migration) -> dg.AssetsDefinition:
         wanted = list(context.partition_keys)
         with readable(), _handing_over(context, migration, wanted, done):
             url = _url(context, migration)
+            attempt = continuation.attempt(context.run)
+            if attempt is None:
+                attempt = backfill.attempt_of(migration, url)
+                continuation.begin_attempt(context.instance, context.run, attempt)
             ranges = status.of_ranges(migration, url)
             if continuation.is_second_try(context.run) and not config.repair:
                 missing = set(books.missing_ranges(context.instance, migration, ranges))
@@ -174,6 +179,7 @@ def _backfill(migration: Migration) -> dg.AssetsDefinition:
                 partitions=wanted,
                 repair=config.repair,
                 run_id=context.run.run_id,
+                attempt=attempt,
                 tell=context.log.info,
                 batch=batch,
             )
@@ -204,12 +210,12 @@ def _handing_over(
         # A database that cannot be reached at first is somebody's mistake, unless an earlier run did reach it. What
         # became of a batch when it was lost is looked up by whoever moves the range next.
         known = not isinstance(error, DatabaseUnreachable) or continuation.is_second_try(context.run)
-        if not known or not left or not continuation.can_hand_over(instance):
+        run = instance.get_run_by_id(context.run.run_id)
+        # One that was found lost meanwhile is started again by others.
+        if not known or not left or run is None or run.is_finished or not continuation.can_hand_over(instance):
             raise
         pools.shut(instance, migration)  # opened again when nothing stands against writing
         continuation.paused(instance, context.run, error.fact)
-        run = instance.get_run_by_id(context.run.run_id)
-        assert run is not None
         queued = continuation.continue_run(
             instance,
             run,
@@ -217,6 +223,7 @@ def _handing_over(
             partitions=instance.get_dynamic_partitions(keys.partitions_name(migration)),
             asset_graph=context.repository_def.asset_graph,
         )
+        continuation.queued(instance, run)
         told = (
             f"paused: {error.fact}. {len(left)} ranges go on from their checkpoints when nothing stands "
             f"against writing, as run {', '.join(queued) or 'queued already'}"

@@ -12,6 +12,7 @@ from uuid import UUID, uuid5
 
 import dagster as dg
 from dagster._core.errors import DagsterRunAlreadyExists
+from dagster._core.execution.backfill import BulkActionStatus
 from dagster._core.run_coordinator import QueuedRunCoordinator
 
 from zdm_pipelines.model.migration import Migration
@@ -19,7 +20,9 @@ from zdm_pipelines.model.states import Phase
 
 MIGRATION = "zdm/migration"
 PHASE = "zdm/phase"
+ATTEMPT = "zdm/attempt"  # which attempt at the migration a run belongs to: a rollback ends it
 ENDED = "zdm/ended"  # "paused": the run stopped before its ranges were done, and said so
+LEFT = "zdm/left"  # "yes": of what it left, something is not queued yet; "queued"
 REASON = "zdm/reason"
 CONTINUES = "zdm/continues"  # id of the paused run
 
@@ -31,7 +34,7 @@ _MAX_RETRIES = "dagster/max_retries"
 
 # Of the run, not of its work.
 _OWN_TAGS = (
-    ENDED, REASON, CONTINUES, _START, _END, _PARTITION,
+    ENDED, REASON, LEFT, CONTINUES, _START, _END, _PARTITION,
     "dagster/will_retry", "dagster/retry_number", "dagster/auto_retry_run_id", "dagster/run_failure_reason",
     "dagster/parent_run_id", "dagster/root_run_id", ".dagster/grpc_info",
 )  # fmt: skip
@@ -45,6 +48,8 @@ def mark(instance: dg.DagsterInstance, run: dg.DagsterRun, migration: Migration)
 
     Ranges that are done are passed over then. Needs `run_retries` in dagster.yaml.
     """
+    if ENDED in run.tags:  # a paused run that somebody executes again hands its tags on
+        instance.add_run_tags(run.run_id, {ENDED: "", REASON: "", LEFT: ""})
     instance.add_run_tags(
         run.run_id,
         {
@@ -55,6 +60,16 @@ def mark(instance: dg.DagsterInstance, run: dg.DagsterRun, migration: Migration)
             "dagster/retry_on_asset_or_op_failure": "false",
         },
     )
+
+
+def attempt(run: dg.DagsterRun) -> int | None:
+    """Which attempt at the migration a run belongs to, None for one that was just launched."""
+    return int(run.tags[ATTEMPT]) if ATTEMPT in run.tags and is_second_try(run) else None
+
+
+def begin_attempt(instance: dg.DagsterInstance, run: dg.DagsterRun, number: int) -> None:
+    """Say which attempt it is, for those who go on with the run."""
+    instance.add_run_tags(run.run_id, {ATTEMPT: str(number)})
 
 
 def is_second_try(run: dg.DagsterRun) -> bool:
@@ -70,13 +85,37 @@ def can_hand_over(instance: dg.DagsterInstance) -> bool:
 def paused(instance: dg.DagsterInstance, run: dg.DagsterRun, reason: str) -> None:
     """Say that a run ends as paused; from here on it is not started again, it is continued."""
     short = reason if len(reason) <= _LONGEST_TAG else reason[: _LONGEST_TAG - 1] + "…"
-    instance.add_run_tags(run.run_id, {ENDED: "paused", REASON: short, _MAX_RETRIES: "0"})
+    instance.add_run_tags(run.run_id, {ENDED: "paused", REASON: short, LEFT: "yes", _MAX_RETRIES: "0"})
 
 
-def paused_runs(instance: dg.DagsterInstance, migration: Migration) -> list[dg.DagsterRun]:
-    """The runs of a migration that ended as paused, latest first."""
-    tags = {MIGRATION: migration.name, ENDED: "paused"}
-    return list(instance.get_runs(filters=dg.RunsFilter(tags=tags), limit=100))
+def queued(instance: dg.DagsterInstance, run: dg.DagsterRun) -> None:
+    """Say that what a paused run left is queued, or is no longer wanted."""
+    instance.add_run_tags(run.run_id, {LEFT: "queued"})
+
+
+def left(instance: dg.DagsterInstance, migration: Migration) -> list[dg.DagsterRun]:
+    """The paused runs of a migration of which something may not be queued yet: they died while they handed over.
+
+    What somebody cancelled is not gone on with.
+    """
+    found = instance.get_runs(filters=dg.RunsFilter(tags={MIGRATION: migration.name, LEFT: "yes"}), limit=100)
+    return [run for run in found if run.is_finished and not _cancelled(instance, run)]
+
+
+def _cancelled(instance: dg.DagsterInstance, run: dg.DagsterRun) -> bool:
+    backfill = instance.get_backfill(run.tags[_BACKFILL]) if _BACKFILL in run.tags else None
+    return run.status == dg.DagsterRunStatus.CANCELED or (
+        backfill is not None and backfill.status in (BulkActionStatus.CANCELED, BulkActionStatus.CANCELING)
+    )
+
+
+def cancel_queued(instance: dg.DagsterInstance, migration: Migration) -> list[str]:
+    """Take a migration's backfill runs out of the queue; their ids."""
+    tags = {MIGRATION: migration.name, PHASE: str(Phase.BACKFILL)}
+    waiting = instance.get_runs(filters=dg.RunsFilter(tags=tags, statuses=[dg.DagsterRunStatus.QUEUED]))
+    for run in waiting:
+        instance.run_coordinator.cancel_run(run.run_id)
+    return [run.run_id for run in waiting]
 
 
 def remaining(instance: dg.DagsterInstance, run: dg.DagsterRun, partitions: Sequence[str]) -> list[str]:

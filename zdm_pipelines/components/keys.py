@@ -36,5 +36,5 @@ def partitions(migration: Migration) -> dg.DynamicPartitionsDefinition:
 
 
 def pool(migration: Migration) -> str:
-    """The pool that lets one run of a migration through at a time."""
+    """The pool that lets so many runs of a migration through as are declared."""
     return f"zdm_{migration.name}"

@@ -48,7 +48,7 @@ def of_database(database: Database, migrations: Sequence[Migration]) -> dg.Senso
             except ZdmError as error:
                 # Nothing is known, so nothing is done; what was seen before the database went away is void.
                 lines.append(str(error))
-                continue
+                break
             lines += _lost(context.instance, runs, life, before.get("silent", {}), after["silent"])
             lines += _stuck(context.instance, migration, runs, life, held, before.get("idle", {}), after["idle"])
         return dg.SensorResult(cursor=json.dumps(after), skip_reason="; ".join(lines) or "every run lives")

@@ -10,8 +10,10 @@ from pydantic import Field
 from zdm_pipelines.components import keys, pools
 from zdm_pipelines.components.database import DatabaseResource, resource_key
 from zdm_pipelines.components.failures import readable
+from zdm_pipelines.engine import holds
 from zdm_pipelines.model.errors import SpecError
 from zdm_pipelines.model.migration import Migration
+from zdm_pipelines.model.values import Hold
 from zdm_pipelines.phases import pause, watch
 
 
@@ -20,12 +22,14 @@ class PauseConfig(dg.Config):
 
     reason: str = Field(default="paused in the UI", description="Shown wherever the hold is shown.")
     owner: str = Field(default="operator", description="Whose hold it is: the same owner lifts it.")
+    database: bool = Field(default=False, description="Pause every migration of the database.")
 
 
 class ResumeConfig(dg.Config):
     """Whose hold."""
 
     owner: str = Field(default="operator", description="Lifts the hold of this owner, and no other.")
+    database: bool = Field(default=False, description="Lift a hold on every migration of the database.")
 
 
 class TuneConfig(dg.Config):
@@ -42,17 +46,18 @@ def of_migration(migration: Migration) -> list[dg.JobDefinition]:
     """The jobs pause_<name>, resume_<name> and tune_<name>."""
 
     def pause_(context: dg.OpExecutionContext, config: PauseConfig) -> None:
-        standing = pause.pause(migration, _url(context, migration), reason=config.reason, owner=config.owner)
+        url = _url(context, migration)
+        standing = pause.pause(migration, url, reason=config.reason, owner=config.owner, every=config.database)
         pools.shut(context.instance, migration)
         for hold in standing:
-            context.log.info("held by %s: %s", hold.owner, hold.reason)
+            context.log.info("held by %s%s: %s", hold.owner, _scope(hold), hold.reason)
 
     def resume(context: dg.OpExecutionContext, config: ResumeConfig) -> None:
         url = _url(context, migration)
-        pause.resume(migration, url, owner=config.owner)
+        pause.resume(migration, url, owner=config.owner, every=config.database)
         against = watch.against(migration, url)
         for hold in against:
-            context.log.warning("still held by %s: %s", hold.owner, hold.reason)
+            context.log.warning("still held by %s%s: %s", hold.owner, _scope(hold), hold.reason)
         if not against:
             pools.widen(context.instance, migration)
             context.log.info("nothing stands against writing any more")
@@ -65,7 +70,9 @@ def of_migration(migration: Migration) -> list[dg.JobDefinition]:
             pause.tune(migration, url, _parsed(migration, config.settings))
         settings, tuned = pause.settings(migration, url)
         context.log.info("tuned: %s", yaml.safe_dump(tuned) if tuned else "nothing")
-        context.log.info("what holds now:\n%s", yaml.safe_dump(settings.model_dump(mode="json"), sort_keys=False))
+        # Of signals of one's own only the limits are for the log.
+        shown = settings.model_dump(mode="json", exclude={"throttle": {"sql": {"__all__": {"query"}}, "http": _ASKED}})
+        context.log.info("what holds now:\n%s", yaml.safe_dump(shown, sort_keys=False))
 
     name, old = migration.name, migration.change.old
     return [
@@ -73,6 +80,13 @@ def of_migration(migration: Migration) -> list[dg.JobDefinition]:
         _job(migration, "resume", resume, f"Lifts an operator's hold on {name}; others, of signals say, stay."),
         _job(migration, "tune", tune, f"Changes batch size, rest and limits of {name} while it moves `{old}`."),
     ]
+
+
+_ASKED = {"__all__": {"url", "query", "token_env"}}
+
+
+def _scope(hold: Hold) -> str:
+    return " on the whole database" if hold.migration == holds.EVERY else ""
 
 
 def _url(context: dg.OpExecutionContext, migration: Migration) -> str:

@@ -24,11 +24,11 @@ def set_limit(instance: dg.DagsterInstance, migration: Migration, runs: int) -> 
 
 
 def begin(instance: dg.DagsterInstance, migration: Migration) -> None:
-    """Let as many runs through as are declared, unless somebody set another limit.
+    """Let as many runs through as are declared, unless it is shut.
 
     The default limit of dagster.yaml does not hold in the queue's first pass over a pool it never saw.
     """
-    if limit(instance, migration) is None:
+    if limit(instance, migration) not in (0, migration.backfill.max_runs):
         set_limit(instance, migration, migration.backfill.max_runs)
 
 
@@ -41,12 +41,9 @@ def shut(instance: dg.DagsterInstance, migration: Migration) -> bool:
 
 
 def widen(instance: dg.DagsterInstance, migration: Migration) -> bool:
-    """Let one more run through, up to what is declared; true when that is news.
-
-    A limit that somebody set higher stays.
-    """
+    """Let one more run through, up to what is declared; true when that is news."""
     now = limit(instance, migration)
-    if now is not None and now >= migration.backfill.max_runs:
+    if now == migration.backfill.max_runs:
         return False
     set_limit(instance, migration, min(migration.backfill.max_runs, (now or 0) + 1))
     return True

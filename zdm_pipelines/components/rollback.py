@@ -5,7 +5,7 @@ from enum import StrEnum
 import dagster as dg
 from pydantic import Field
 
-from zdm_pipelines.components import books, keys
+from zdm_pipelines.components import books, continuation, keys
 from zdm_pipelines.components.database import DatabaseResource, resource_key
 from zdm_pipelines.components.failures import readable
 from zdm_pipelines.model.migration import Migration
@@ -50,6 +50,9 @@ def of_migration(migration: Migration) -> dg.JobDefinition:
         database: DatabaseResource = getattr(context.resources, key)
         with readable():
             url = database.url()
+            # What is paused would move the rows again.
+            for run_id in continuation.cancel_queued(context.instance, migration):
+                context.log.info("run %s of the backfill is taken out of the queue", run_id)
             state = rollback.run(migration, url, to=State(config.to.value), force=config.force, tell=context.log.info)
             ranges = status.of_ranges(migration, url) if state != State.ROLLED_BACK else []
         for line in books.correct(context.instance, migration, state, ranges):

@@ -15,7 +15,7 @@ from zdm_pipelines.components import continuation, keys, lost_runs, pools
 from zdm_pipelines.engine import signals
 from zdm_pipelines.model.errors import ZdmError
 from zdm_pipelines.model.migration import Database, Migration
-from zdm_pipelines.model.states import Phase, State
+from zdm_pipelines.model.states import ACTIVE, Phase, State
 from zdm_pipelines.model.values import Verdict
 from zdm_pipelines.phases import watch
 
@@ -68,10 +68,10 @@ def _sensor(database: Database, signal: str, migrations: Sequence[Migration]) ->
     )
     def sensor(context: dg.SensorEvaluationContext) -> dg.SensorResult:
         events: list[dg.AssetObservation | dg.AssetMaterialization | dg.AssetCheckEvaluation] = []
-        lines = []
-        for migration in mine:
-            if pools.limit(context.instance, migration) is None:
-                continue  # expand never ran here
+        lines: list[str] = []
+        for migration, state in _begun(context.instance, database, mine, lines):
+            if state not in watch.WATCHED:
+                continue
             try:
                 look = watch.look(migration, database.url(), database, only=[signal])
             except ZdmError as error:
@@ -87,6 +87,26 @@ def _sensor(database: Database, signal: str, migrations: Sequence[Migration]) ->
         return dg.SensorResult(asset_events=events, skip_reason="; ".join(lines) or "no backfill is under way")
 
     return sensor
+
+
+def _begun(
+    instance: dg.DagsterInstance, database: Database, migrations: Sequence[Migration], lines: list[str]
+) -> list[tuple[Migration, State]]:
+    """The migrations that were begun in this Dagster, and where they stand, asked with one question.
+
+    A database that does not answer is not asked again for each of them: nothing more is let through.
+    """
+    known = [m for m in migrations if pools.limit(instance, m) is not None]
+    if not known:
+        return []
+    try:
+        states = watch.states(database.url(), [m.name for m in known])
+    except ZdmError as error:
+        for migration in known:
+            pools.shut(instance, migration)
+        lines.append(f"nothing is let through: {error}")
+        return []
+    return [(m, states.get(m.name, State.PLANNED)) for m in known]
 
 
 def _observation(database: Database, migration: Migration, verdict: Verdict) -> dg.AssetObservation:
@@ -121,21 +141,23 @@ def _resume(database: Database, migrations: Sequence[Migration]) -> dg.ScheduleD
         "each from its checkpoints, as part of the backfill it belongs to.",
     )
     def schedule(context: dg.ScheduleEvaluationContext) -> dg.SkipReason:
-        lines = []
-        for migration in migrations:
-            if pools.limit(context.instance, migration) is None:
+        lines: list[str] = []
+        for migration, state in _begun(context.instance, database, migrations, lines):
+            if state not in ACTIVE:
+                pools.widen(context.instance, migration)  # what holds a backfill must not keep expand from running
                 continue
             try:
                 look = watch.look(migration, database.url(), database)
             except ZdmError as error:
-                lines.append(f"{migration.name} stays as it is: {error}")
+                pools.shut(context.instance, migration)
+                lines.append(f"{migration.name} is held: {error}")
                 continue
-            if look.state in watch.WATCHED:
+            if look.against or state in watch.WATCHED:
                 lines.append(follow(context.instance, migration, look))
             else:
                 pools.widen(context.instance, migration)
-            if not look.against:
-                lines += _continue(context, migration)
+            # Also while it is held: the queue keeps the backfill open, and the pool keeps the queue shut.
+            lines += _continue(context, migration)
         return dg.SkipReason("; ".join(lines) or "no backfill is under way")
 
     return schedule
@@ -146,9 +168,8 @@ def _continue(context: dg.ScheduleEvaluationContext, migration: Migration) -> li
     instance, graph = context.instance, context.repository_def.asset_graph
     partitions = instance.get_dynamic_partitions(keys.partitions_name(migration))
     queued = []
-    for run in continuation.paused_runs(instance, migration):
-        if not run.is_finished:
-            continue
+    for run in continuation.left(instance, migration):
         if missing := continuation.missing(instance, run, partitions):
             queued += continuation.continue_run(instance, run, missing, partitions=partitions, asset_graph=graph)
+        continuation.queued(instance, run)
     return [f"{migration.name} goes on as run {', '.join(queued)}"] if queued else []

@@ -17,7 +17,7 @@ from zdm_pipelines.dialects.postgres import keys
 from zdm_pipelines.dialects.postgres.connection import Connection, of_data, query, safe, scalar
 from zdm_pipelines.engine.locks import holders
 from zdm_pipelines.engine.pace import Pace
-from zdm_pipelines.model.errors import LockNotAcquired, MappingFailed, MigrationBusy
+from zdm_pipelines.model.errors import LockNotAcquired, MappingFailed, MigrationBusy, StateConflict
 from zdm_pipelines.model.values import Catalog, Key, KeyRange
 
 _REVISIT_SECONDS = 0.2  # first pause before rows that the application held are tried again
@@ -112,11 +112,18 @@ class RangeWorker:
             MappingFailed: `up` raises for a row; names its key.
         """
         begun, wal = time.monotonic(), self._wal()
-        row = query(
+        found = query(
             self.conn,
             "SELECT checkpoint, done_at IS NOT NULL, rows FROM zdm.range WHERE migration_id = $1 AND ordinal = $2",
             [self.migration_id, wanted.ordinal],
-        )[0]
+        )
+        if not found:
+            raise StateConflict(
+                f"{self.name} range {wanted.partition}",
+                "is not in the ledger any more: the ranges were cut anew meanwhile",
+                "materialize the ranges that are missing now",
+            )
+        row = found[0]
         checkpoint, done, already = (row[0] and tuple(row[0])), row[1], row[2]
         if not done:
             self._pass(wanted, checkpoint if checkpoint is not None else wanted.lower, first=True)
@@ -175,7 +182,7 @@ class RangeWorker:
                     begun = time.monotonic()
                     upper = self._next(lower, wanted.upper, size)
                     end = upper if upper is not None else wanted.upper
-                    rows = self._commit(wanted, lower, end, first=first)
+                    rows = self._commit(wanted, lower, end, first=first, alone=size == 1)
                 break
             except errors.LockNotAvailable:
                 # Somebody rewrites the table or builds an index on it: that is waited for like a held row.
@@ -227,15 +234,25 @@ class RangeWorker:
         """A clock that stands still while this range waits for its turn: patience is for trying."""
         return time.monotonic() - self._waited
 
-    def _commit(self, wanted: KeyRange, lower: Key | None, upper: Key | None, *, first: bool) -> int:
+    def _commit(self, wanted: KeyRange, lower: Key | None, upper: Key | None, *, first: bool, alone: bool) -> int:
         statement = self.sql.move(lower, upper, repair=self.repair)
         # Rows are not waited for; the lock time-out guards against schema changes of others.
-        return self._transact(wanted, statement, upper=upper if first else None, lock_timeout=2.0)
+        return self._transact(wanted, statement, upper=upper if first else None, lock_timeout=2.0, alone=alone)
 
     def _transact(
-        self, wanted: KeyRange, statement: tuple[str, list[list[str]]], *, upper: Key | None, lock_timeout: float
+        self,
+        wanted: KeyRange,
+        statement: tuple[str, list[list[str]]],
+        *,
+        upper: Key | None,
+        lock_timeout: float,
+        alone: bool,
     ) -> int:
-        """Rows and checkpoint in one transaction; gives the rows moved."""
+        """Rows and checkpoint in one transaction; gives the rows moved.
+
+        Args:
+            alone: it is one row, which cannot be split: it may take what it takes.
+        """
         sql, params = statement
         with self.conn.transaction():
             # Off is safe: a crash loses rows and checkpoint together.
@@ -246,7 +263,10 @@ class RangeWorker:
                 # A batch goes by the key's index, whatever the statistics say of a table that changes under them.
                 "set_config('enable_seqscan', 'off', true), set_config('enable_hashjoin', 'off', true), "
                 "set_config('enable_mergejoin', 'off', true)",
-                [f"{round(lock_timeout * 1000)}ms", f"{round(self.control.statement_timeout() * 1000)}ms"],
+                [
+                    f"{round(lock_timeout * 1000)}ms",
+                    f"{0 if alone else round(self.control.statement_timeout() * 1000)}ms",
+                ],
             )
             rows = self.conn.execute(sql.encode(), params).rowcount
             query(
@@ -286,7 +306,7 @@ class RangeWorker:
         for (key,) in left:
             with self._turn(), contextlib.suppress(errors.LockNotAvailable):
                 statement = self.sql.move_one(tuple(key), repair=self.repair)
-                self.rows += self._transact(wanted, statement, upper=None, lock_timeout=_QUEUE_SECONDS)
+                self.rows += self._transact(wanted, statement, upper=None, lock_timeout=_QUEUE_SECONDS, alone=True)
 
     def _counted(self, wanted: KeyRange, sql: str, params: list[list[str]]) -> int:
         try:

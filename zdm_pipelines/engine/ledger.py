@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
@@ -19,7 +19,7 @@ from sqlalchemy import create_engine, text
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.pool import NullPool
 
-from zdm_pipelines.dialects.postgres.connection import Connection, query, scalar
+from zdm_pipelines.dialects.postgres.connection import CONNECT_SECONDS, Connection, query, scalar
 from zdm_pipelines.model.errors import MissingPrivilege, StateConflict
 from zdm_pipelines.model.migration import Migration
 from zdm_pipelines.model.states import ACTIVE, TRANSITIONS, State
@@ -80,10 +80,16 @@ def ensure(url: str) -> None:
 
 def _upgrade(url: str) -> None:
     head = ScriptDirectory.from_config(_alembic()).get_current_head()
-    engine = create_engine("postgresql+psycopg://", creator=lambda: psycopg.connect(url), poolclass=NullPool)
+
+    def connected() -> psycopg.Connection[Any]:
+        return psycopg.connect(url, application_name="zdm ledger", connect_timeout=CONNECT_SECONDS)
+
+    engine = create_engine("postgresql+psycopg://", creator=connected, poolclass=NullPool)
     with engine.begin() as connection:
         # Two processes at once: the second waits here and then finds the work done.
         connection.execute(text("SELECT pg_advisory_xact_lock(hashtextextended('zdm:ledger', 0))"))
+        # The application's transactions write into the ledger: a version that alters its tables gives up instead.
+        connection.execute(text("SET LOCAL lock_timeout = '500ms'"))
         known = connection.execute(text("SELECT to_regclass('zdm.schema_version')")).scalar()
         current = connection.execute(text("SELECT version_num FROM zdm.schema_version")).scalar() if known else None
         if current == head:
@@ -136,6 +142,14 @@ def state(conn: Connection, name: str) -> State:
     """Where a migration stands; `planned` when the ledger does not know it."""
     entry = find(conn, name)
     return entry.state if entry else State.PLANNED
+
+
+def states(conn: Connection, names: Collection[str]) -> dict[str, State]:
+    """Where each of some migrations stands; those that the ledger does not know are left out."""
+    if not exists(conn):
+        return {}
+    rows = query(conn, "SELECT name, state FROM zdm.migration WHERE name = ANY ($1)", [list(names)])
+    return {name: State(now) for name, now in rows}
 
 
 def declared(migration: Migration) -> dict[str, Any]:
@@ -273,6 +287,18 @@ def append(
             to_state and str(to_state),
             json.dumps(detail or {}, default=str),
         ],
+    )
+
+
+def began(conn: Connection, migration_id: int) -> int:
+    """With which event the present attempt began; a rollback, to expanded or further, begins another."""
+    return int(
+        scalar(
+            conn,
+            "SELECT coalesce(max(id), 0) FROM zdm.event WHERE migration_id = $1 "
+            "AND to_state IN ('expanded', 'rolled_back')",
+            [migration_id],
+        )
     )
 
 

@@ -64,10 +64,15 @@ def _run_lock(run: str) -> str:
 
 
 def hold_run(conn: Connection, run: str) -> None:
-    """Show that a run lives, as long as this session does."""
+    """Show that a run lives, as long as this session does.
+
+    Raises:
+        MigrationBusy: somebody asks for it all the time.
+    """
     # Shared: the same run may be back before the server noticed that its last session is gone. Whoever asks
     # `run_lives` holds it for a moment.
-    take(conn, _run_lock(run), shared=True, wait=1.0)
+    if not take(conn, _run_lock(run), shared=True, wait=1.0):
+        raise MigrationBusy(f"run {run}", "cannot show that it lives", "it tries again")
 
 
 def run_lives(conn: Connection, run: str) -> bool:

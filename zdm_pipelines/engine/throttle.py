@@ -1,19 +1,20 @@
 """Throttle: between batches, say how large the next one is, and when to wait because the database suffers.
 
-A governor lives in each run. It reads the declared signals, the holds of the ledger and what was tuned since, all at
-least once a second, and what it cannot read counts as bad. What it sees it writes to the ledger as holds, so that
+A governor lives in each run. It reads the declared signals, the holds of the ledger and what was tuned since, most
+several times a second, and what it cannot read counts as bad. What it sees it writes to the ledger as holds, so that
 other runs, sensors and people know.
 """
 
 from __future__ import annotations
 
+import re
 import threading
 import time
 from collections.abc import Callable
 
 import psycopg
 
-from zdm_pipelines.dialects.postgres.connection import Connection, connect, query, safe
+from zdm_pipelines.dialects.postgres.connection import Connection, connect, safe, set_deadline
 from zdm_pipelines.engine import holds, signals, tuning
 from zdm_pipelines.engine.pace import Pace
 from zdm_pipelines.engine.ramp import Ramp
@@ -26,9 +27,12 @@ from zdm_pipelines.model.migration import Backfill, Migration
 from zdm_pipelines.model.throttle import Limit
 from zdm_pipelines.model.values import Hold, Verdict
 
+_NUMBERS = re.compile(r"[\d.,]+")  # a figure that moved on is no news
+
 _LOOK = 0.1  # seconds between two looks of a run that waits
 _QUIET = 0.2  # seconds of waiting that are no news: a run that begins has its first readings in a moment
 _BOARD = 0.5  # seconds between two looks at the ledger
+_BRIEFEST = 0.01  # seconds; a batch that is to be quicker moves too few rows for its transaction
 _RENEW = 5.0  # seconds after which a standing hold is written again
 
 WINDOW = "window"
@@ -55,11 +59,9 @@ class Governor:
         self._watches: dict[str, Watch] = {}
         self._limits: dict[str, Limit] = {}
         self._bad: dict[str, bool] = {}
-        self._complained = ""  # of settings that are not understood
         self._informed = False  # whether what was tuned has been read
         self.settings = tuning.declared(migration)
         self.pace = Pace(_bounds(self.settings))
-        self.waited = 0.0
         self._standing: list[Hold] | str = "they are being read for the first time"
         self._looked = time.monotonic()
         self._written: dict[str, float] = {}  # when a signal's hold was written last
@@ -75,7 +77,7 @@ class Governor:
         found = {holds.of_signal(v.reading.signal): v.reason for v in verdicts if v.bad}
         standing, looked = self._standing, self._looked
         if isinstance(standing, str):
-            found[LEDGER] = f"the ledger's holds cannot be read: {standing}"
+            found[LEDGER] = f"the ledger cannot be followed: {standing}"
         elif time.monotonic() - looked > DEADLINE + _BOARD:
             found[LEDGER] = f"the ledger has not answered for {time.monotonic() - looked:.0f} s"
         else:
@@ -124,8 +126,8 @@ class Governor:
             waited = time.monotonic() - begun
             if not found:
                 break
-            if waited > _QUIET and told != found.keys():
-                told = set(found)
+            if waited > _QUIET and told != (news := {_NUMBERS.sub("", reason) for reason in found.values()}):
+                told = news
                 self._tell(f"waiting: {_said(found)}")
             if critical or waited > self.settings.throttle.max_wait:
                 why = "a signal is critical" if critical else f"waited {waited:.0f} s"
@@ -137,10 +139,8 @@ class Governor:
                 )
             if stop.wait(_LOOK):
                 break
-        if told:
-            if not stop.is_set():
-                self._tell(f"going on after {waited:.1f} s")
-            self.waited += waited
+        if told and not stop.is_set():
+            self._tell(f"going on after {waited:.1f} s")
         return waited
 
     def rest(self, seconds: float, stop: threading.Event) -> None:
@@ -197,7 +197,7 @@ class Governor:
             except psycopg.Error as error:
                 self._standing = safe(error)
             except ZdmError as error:
-                self._standing = error.fact
+                self._standing = str(error)
             except Exception as error:  # noqa: BLE001 - it must not end silently: what it cannot read is bad
                 self._standing = f"{type(error).__name__}: {error}"
             self._stopped.wait(_BOARD)
@@ -206,9 +206,13 @@ class Governor:
 
     def _connect(self) -> Connection:
         conn = connect(self._around.url, purpose=f"{self._migration.name} throttle")
-        query(conn, "SELECT set_config('statement_timeout', $1, false)", [f"{DEADLINE * 1000:.0f}ms"])
-        if self._run is not None:
-            hold_run(conn, self._run)
+        try:
+            set_deadline(conn, DEADLINE)
+            if self._run is not None:
+                hold_run(conn, self._run)
+        except BaseException:
+            conn.close()
+            raise
         return conn
 
     def _write_holds(self, conn: Connection) -> None:
@@ -235,13 +239,8 @@ class Governor:
         return watch is None or watch.is_first
 
     def _retune(self, conn: Connection) -> None:
-        try:
-            settings = tuning.effective(conn, self._migration)
-        except ZdmError as error:
-            if str(error) != self._complained:
-                self._complained = str(error)
-                self._tell(f"settings stay as they are: {error}")
-            return
+        # What is not understood may be the limit that should have stopped us: it counts as a hold.
+        settings = tuning.effective(conn, self._migration)
         if settings != self.settings:
             self._watch(settings)
             self.pace.retune(_bounds(settings))
@@ -256,7 +255,7 @@ def _bounds(settings: tuning.Settings) -> Backfill:
     latency, declared = settings.throttle.latency_p95, settings.backfill
     if latency is None:
         return declared
-    return declared.model_copy(update={"batch_target": min(declared.batch_target, latency.pause_above)})
+    return declared.model_copy(update={"batch_target": min(declared.batch_target, max(latency.pause_above, _BRIEFEST))})
 
 
 def _said(found: dict[str, str]) -> str:

@@ -83,12 +83,25 @@ def tune(conn: Connection, migration: Migration, changes: Changes) -> Settings:
         base = rows[0][0] or declared(migration).model_dump(mode="json")
         wanted = _merged(rows[0][1], changes)
         settings = _settings(migration.name, _merged(base, wanted))
+        _require_declared(migration.name, _settings(migration.name, base), settings)
         query(
             conn,
             "UPDATE zdm.tuning SET tuned = $2::jsonb, changed_at = clock_timestamp() WHERE migration = $1",
             [migration.name, json.dumps(wanted)],
         )
     return settings
+
+
+def _require_declared(name: str, base: Settings, wanted: Settings) -> None:
+    """SQL runs as our role and HTTP sends a token: what is asked is for those who deploy code to say."""
+    known = dict(base.throttle.limits())
+    for limit in (*wanted.throttle.sql, *wanted.throttle.http):
+        if limit.name not in known or not limit.same_signal(known[limit.name]):
+            raise SpecError(
+                f"{name} throttle signal {limit.name}",
+                "asks something that is not declared",
+                "declare it in defs.yaml; tuning moves its limits, or leaves it out",
+            )
 
 
 def reset(conn: Connection, name: str) -> None:

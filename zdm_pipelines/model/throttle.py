@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from typing import Annotated, ClassVar
+from urllib.parse import urlsplit
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from zdm_pipelines.model.units import Declared, Duration, Size, Unit, written
 
@@ -115,6 +116,17 @@ class HttpLimit(NamedLimit):
         pattern=r"^[A-Za-z_][A-Za-z0-9_]*$",
         description="Environment variable with a bearer token.",
     )
+
+    @field_validator("url")
+    @classmethod
+    def _has_a_host(cls, url: str) -> str:
+        try:
+            host = urlsplit(url).hostname
+        except ValueError:
+            host = None
+        if not host:
+            raise ValueError("it names no host: write http://host:port/path")
+        return url
 
 
 class Throttle(Declared):

@@ -57,6 +57,7 @@ def run(
     partitions: Sequence[str] | None = None,
     repair: bool = False,
     run_id: str | None = None,
+    attempt: int | None = None,
     tell: sessions.Tell = sessions.silent,
     batch: Callable[[Moved], None] = lambda _: None,
 ) -> Generator[Moved]:
@@ -67,16 +68,17 @@ def run(
         partitions: which ranges; default: those not done.
         repair: rows that disagree are taken from the old shape.
         run_id: shown in the database as long as the run lives.
+        attempt: as `attempt_of` gave it to the run that this one continues; default: the present one.
         batch: called from worker threads after each batch.
 
     Raises:
         StateConflict, MigrationBusy, LockNotAcquired, MappingFailed, Throttled, DatabaseUnreachable, OutcomeUnknown
     """
-    entry, wanted = sessions.resilient(
-        lambda: _begin(migration, url, partitions, repair), thing=migration.name, tell=tell
+    entry, wanted, began = sessions.resilient(
+        lambda: _begin(migration, url, partitions, repair, attempt), thing=migration.name, tell=tell
     )
     declared = database or Database(name=migration.database)
-    job = _Job(migration, url, entry, declared, run_id=run_id, repair=repair, tell=tell, batch=batch)
+    job = _Job(migration, url, entry, declared, began=began, run_id=run_id, repair=repair, tell=tell, batch=batch)
     try:
         yield from job.work(wanted)
     finally:
@@ -85,12 +87,13 @@ def run(
 
 
 def _begin(
-    migration: Migration, url: str, partitions: Sequence[str] | None, repair: bool
-) -> tuple[ledger.Entry, list[KeyRange]]:
+    migration: Migration, url: str, partitions: Sequence[str] | None, repair: bool, attempt: int | None
+) -> tuple[ledger.Entry, list[KeyRange], int]:
     with sessions.session(url, migration, purpose="backfill", shared=True) as conn:
         entry = ledger.require(conn, migration, ALLOWED, to_do="be backfilled")
         ledger.ensure(url)  # it may have been made by an earlier version
         tuning.publish(conn, migration)
+        began = _same_attempt(conn, entry, attempt)
         if repair:
             _refuse_repair(conn, entry)
         known = ranges.progress(conn, entry.id)
@@ -105,7 +108,28 @@ def _begin(
                     "materialize expand, which lists the ranges anew",
                 )
             wanted = [by_key[p] for p in partitions]
-        return entry, wanted
+        return entry, wanted, began
+
+
+def attempt_of(migration: Migration, url: str) -> int:
+    """Which attempt at the migration this is: a run that goes on later must find the same one.
+
+    Raises:
+        DatabaseUnreachable, StateConflict
+    """
+    with connected(url, purpose=f"{migration.name} backfill") as conn:
+        return ledger.began(conn, ledger.require(conn, migration, ALLOWED, to_do="be backfilled").id)
+
+
+def _same_attempt(conn: Connection, entry: ledger.Entry, attempt: int | None) -> int:
+    began = ledger.began(conn, entry.id)
+    if attempt is not None and attempt != began:
+        raise StateConflict(
+            entry.name,
+            "was rolled back since this backfill was launched",
+            "launch the backfill anew if it shall be moved again",
+        )
+    return began
 
 
 def _refuse_repair(conn: Connection, entry: ledger.Entry) -> None:
@@ -152,6 +176,7 @@ class _Job:
         entry: ledger.Entry,
         database: Database,
         *,
+        began: int,
         run_id: str | None,
         repair: bool,
         tell: sessions.Tell,
@@ -160,6 +185,7 @@ class _Job:
         self.migration = migration
         self.url = url
         self.entry = entry
+        self.began = began
         self.repair = repair
         self.tell = tell
         self.batch = batch
@@ -241,6 +267,7 @@ class _Job:
                     "wait for it, or cancel it",
                 )
             entry = ledger.require(conn, self.migration, ALLOWED, to_do="be backfilled")
+            _same_attempt(conn, entry, self.began)  # a run that waits keeps nobody from rolling back
             if self.repair:
                 _refuse_repair(conn, entry)
             if entry.state == State.EXPANDED:

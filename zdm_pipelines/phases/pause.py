@@ -11,6 +11,8 @@ from zdm_pipelines.model.errors import SpecError, StateConflict
 from zdm_pipelines.model.migration import Migration
 from zdm_pipelines.model.values import Hold
 
+_PATIENCE = 10.0  # seconds a statement may take: somebody waits for it, perhaps in an incident
+
 
 def pause(
     migration: Migration, url: str, *, reason: str, owner: str = holds.OPERATOR, every: bool = False
@@ -26,7 +28,7 @@ def pause(
         SpecError: the owner is a signal.
     """
     _own(owner)
-    with connected(url, purpose=f"{migration.name} pause") as conn:
+    with connected(url, purpose=f"{migration.name} pause", deadline=_PATIENCE) as conn:
         _require_ledger(conn, migration)
         ledger.ensure(url)
         if holds.place(conn, _whom(migration, every=every), owner, reason):
@@ -34,19 +36,20 @@ def pause(
         return holds.standing(conn, migration.name)
 
 
-def resume(migration: Migration, url: str, *, owner: str = holds.OPERATOR, every: bool = False) -> list[Hold]:
-    """Lift a hold and no other; lifting what does not stand changes nothing. Gives the holds that still stand.
+def resume(migration: Migration, url: str, *, owner: str = holds.OPERATOR, every: bool = False) -> bool:
+    """Lift a hold and no other; true when it stood. What still stands, `watch.against` says.
 
     Raises:
         SpecError: the owner is a signal, which lifts its hold itself.
     """
     _own(owner)
-    with connected(url, purpose=f"{migration.name} resume") as conn:
+    with connected(url, purpose=f"{migration.name} resume", deadline=_PATIENCE) as conn:
         if not holds.exist(conn):
-            return []
-        if holds.lift(conn, _whom(migration, every=every), owner):
+            return False
+        stood = holds.lift(conn, _whom(migration, every=every), owner)
+        if stood:
             _event(conn, migration, f"resumed by {owner}")
-        return holds.standing(conn, migration.name)
+        return stood
 
 
 def tune(migration: Migration, url: str, changes: tuning.Changes) -> tuning.Settings:
@@ -59,7 +62,7 @@ def tune(migration: Migration, url: str, changes: tuning.Changes) -> tuning.Sett
         StateConflict: the database has no ledger yet.
         SpecError: a value cannot be meant; nothing is changed.
     """
-    with connected(url, purpose=f"{migration.name} tune") as conn:
+    with connected(url, purpose=f"{migration.name} tune", deadline=_PATIENCE) as conn:
         _require_ledger(conn, migration)
         ledger.ensure(url)
         settings = tuning.tune(conn, migration, changes)
@@ -69,7 +72,7 @@ def tune(migration: Migration, url: str, changes: tuning.Changes) -> tuning.Sett
 
 def reset(migration: Migration, url: str) -> tuning.Settings:
     """Go back to what is declared."""
-    with connected(url, purpose=f"{migration.name} tune") as conn:
+    with connected(url, purpose=f"{migration.name} tune", deadline=_PATIENCE) as conn:
         if not holds.exist(conn):
             return tuning.declared(migration)
         if tuning.tuned(conn, migration.name):
@@ -80,7 +83,7 @@ def reset(migration: Migration, url: str) -> tuning.Settings:
 
 def settings(migration: Migration, url: str) -> tuple[tuning.Settings, dict[str, Any]]:
     """What holds now, and what of it was tuned."""
-    with connected(url, purpose=f"{migration.name} tune") as conn:
+    with connected(url, purpose=f"{migration.name} tune", deadline=_PATIENCE) as conn:
         if not holds.exist(conn):
             return tuning.declared(migration), {}
         return tuning.effective(conn, migration), tuning.tuned(conn, migration.name)

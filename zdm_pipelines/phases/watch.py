@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
-from zdm_pipelines.dialects.postgres.connection import Connection, connected
+import psycopg
+from pydantic import ValidationError
+
+from zdm_pipelines.dialects.postgres.connection import Connection, connected, safe
 from zdm_pipelines.engine import holds, ledger, ranges, sessions, signals, tuning, watch
-from zdm_pipelines.engine.signals import Surroundings
+from zdm_pipelines.engine.signals import DEADLINE, Surroundings
 from zdm_pipelines.engine.throttle import WINDOW
 from zdm_pipelines.model import windows
+from zdm_pipelines.model.errors import ZdmError
 from zdm_pipelines.model.migration import Database, Migration
 from zdm_pipelines.model.states import State
 from zdm_pipelines.model.values import Hold, Verdict
+from zdm_pipelines.phases import backfill
 
 # While rows are moved, or are about to be. In other states nobody is held.
 WATCHED = frozenset({State.EXPANDED, State.BACKFILLING})
@@ -28,6 +34,37 @@ class Look:
     against: tuple[Hold, ...] = ()  # what stands against writing, after the look
 
 
+@contextmanager
+def _asking(migration: Migration, url: str) -> Iterator[Connection]:
+    """A connection that nobody can hang, with every failure as one that can be shown.
+
+    Raises:
+        ZdmError
+    """
+    try:
+        with connected(url, purpose=f"{migration.name} watch", deadline=DEADLINE) as conn:
+            yield conn
+    except psycopg.Error as error:
+        raise ZdmError(migration.name, f"the ledger cannot be read ({safe(error)})", "see zdm doctor") from None
+    except ValidationError:
+        raise ZdmError(
+            migration.name, "the ledger was written by another version of this software", "upgrade zdm_pipelines here"
+        ) from None
+
+
+def states(url: str, names: Collection[str]) -> dict[str, State]:
+    """Where migrations stand, with one question.
+
+    Raises:
+        ZdmError
+    """
+    try:
+        with connected(url, purpose="watch", deadline=DEADLINE) as conn:
+            return ledger.states(conn, names)
+    except psycopg.Error as error:
+        raise ZdmError("the ledger", f"cannot be read ({safe(error)})", "see zdm doctor") from None
+
+
 def look(migration: Migration, url: str, database: Database, *, only: Collection[str] | None = None) -> Look:
     """Read signals, place the holds of those that are bad, lift the holds of those that recovered.
 
@@ -35,14 +72,17 @@ def look(migration: Migration, url: str, database: Database, *, only: Collection
         only: names of signals; default: every one that is declared.
 
     Raises:
-        DatabaseUnreachable, SpecError
+        ZdmError: nothing could be learned.
     """
-    with connected(url, purpose=f"{migration.name} watch") as conn:
+    with _asking(migration, url) as conn:
         entry = ledger.find(conn, migration.name)
-        if entry is None or entry.state not in WATCHED:
-            return Look(state=entry.state if entry else State.PLANNED)
+        if entry is None:
+            return Look(state=State.PLANNED)
         if not holds.exist(conn):
             ledger.ensure(url)
+        if entry.state not in WATCHED:
+            found = _against(conn, migration, tuning.effective(conn, migration))
+            return Look(state=entry.state, against=tuple(found) if entry.state in backfill.ALLOWED else ())
         tuning.publish(conn, migration)
         settings = tuning.effective(conn, migration)
         limits = signals.declared(settings.throttle, replicas=bool(database.replicas))
@@ -83,9 +123,9 @@ def against(migration: Migration, url: str) -> list[Hold]:
     """What stands against writing now, without reading a signal.
 
     Raises:
-        DatabaseUnreachable, SpecError
+        ZdmError: nothing could be learned.
     """
-    with connected(url, purpose=f"{migration.name} watch") as conn:
+    with _asking(migration, url) as conn:
         if not holds.exist(conn):  # no ledger, or one of an earlier version
             return _closed(migration, tuning.declared(migration))
         return _against(conn, migration, tuning.effective(conn, migration))
@@ -103,9 +143,9 @@ def life(migration: Migration, url: str, runs: Collection[str]) -> Life:
     """Ask the database which of some runs live: a run keeps a session there as long as its process is.
 
     Raises:
-        DatabaseUnreachable
+        ZdmError: nothing could be learned.
     """
-    with connected(url, purpose=f"{migration.name} watch") as conn:
+    with _asking(migration, url) as conn:
         entry = ledger.find(conn, migration.name)
         return Life(
             dead=frozenset(run for run in runs if not sessions.run_lives(conn, run)),

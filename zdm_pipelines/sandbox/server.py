@@ -151,6 +151,8 @@ class Server:
         """SIGKILL the postmaster and its children: a crash. All are gone when this returns."""
         if self._process is None:
             return
+        # Stopped first, it makes no more children, which would be missed and hold on to its shared memory.
+        self._process.send_signal(signal.SIGSTOP)
         family = processes.descendants(self._process.pid)
         self._process.kill()
         self._process.wait()

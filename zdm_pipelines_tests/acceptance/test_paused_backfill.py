@@ -29,6 +29,12 @@ def slow(tmp_path) -> Iterator[Watched]:
         yield found
 
 
+def told_of_lag(slow: Watched) -> bool:
+    return any(
+        "is held: replication_lag is" in (tick["skipReason"] or "") for tick in slow.ticks("app_replication_lag")
+    )
+
+
 def more_than(slow: Watched, rows: int) -> bool:
     return slow.moved() > rows
 
@@ -48,8 +54,6 @@ def test_throttled_three_times_once_for_longer_than_a_run_waits(slow: Watched) -
     before = slow.moved()
     slow.until(lambda: slow.moved() > before + 1_000, "rows are moved again")
     readings = slow.until(lambda: slow.asset_page("app", "replication_lag")["assetObservations"], "readings are kept")
-    for sensor in ("app_replication_lag", "app_latency_p95"):
-        slow.stop_sensor(sensor)  # from here on the schedule is alone
     slow.replay("pause")
     ended = slow.until(
         lambda: [r for r in slow.of_backfill(backfill) if r["tags"].get("zdm/ended") == "paused" and r["endTime"]],
@@ -61,7 +65,10 @@ def test_throttled_three_times_once_for_longer_than_a_run_waits(slow: Watched) -
     assert set(by_status) == {"SUCCESS", "QUEUED"}  # what is left waits in the queue
     assert by_status["QUEUED"]["tags"]["zdm/continues"] == ended[0]["runId"]
     done = slow.asset_page(*BACKFILL)["partitionStats"]
-    time.sleep(32)  # the backfill daemon looks every 30 s, and must not call it ended
+    slow.until(partial(told_of_lag, slow), "the sensor's tick says why")
+    for sensor in ("app_replication_lag", "app_latency_p95"):
+        slow.stop_sensor(sensor)  # from here on the schedule is alone
+    time.sleep(25)  # the backfill daemon looks every 30 s, and must not call it ended
     assert slow.backfill_page(backfill)["status"] == "REQUESTED"
     assert slow.backfill_page(backfill)["numPartitionsFailed"] == 0
     assert slow.asset_page(*BACKFILL)["partitionStats"] == done
@@ -81,5 +88,3 @@ def test_throttled_three_times_once_for_longer_than_a_run_waits(slow: Watched) -
     assert materializations(slow) == Counter(dict.fromkeys(slow.client.partitions(BACKFILL), 1))
     values = [entry["floatValue"] for r in readings for entry in r["metadataEntries"] if entry["label"] == "value"]
     assert values  # a plot in the UI
-    told = [tick["skipReason"] or "" for tick in slow.ticks("app_replication_lag")]
-    assert any("is held: replication_lag is" in reason for reason in told)

@@ -151,7 +151,7 @@ def test_a_pause_says_who_when_it_says_nothing_else(zdm, slow, monkeypatch):
 
 def test_a_signals_hold_is_nobodys_to_place_or_lift(zdm, slow):
     for verb in ("pause", "resume"):
-        assert "belongs to a signal" in zdm(verb, NAME, "--owner", "signal:latency_p95", status=2).stderr
+        assert "by what it speaks of" in zdm(verb, NAME, "--owner", "signal:latency_p95", status=2).stderr
 
 
 def test_the_whole_database_is_held(zdm, slow, defs):
@@ -287,12 +287,13 @@ def test_tune_refuses_what_cannot_be_meant(zdm, slow, words, expected):
     assert json.loads(zdm("tune", NAME, "--json").stdout)["tuned"] == {}
 
 
-def test_windows_and_signals_of_ones_own_are_tuned_too(zdm, slow):
-    zdm("tune", NAME, "allowed=22:00-06:00 Europe/Berlin", "throttle.sql=[{name: x, query: SELECT 1, pause_above: 5}]")
+def test_windows_are_tuned_too_and_what_is_asked_is_not(zdm, slow):
+    zdm("tune", NAME, "allowed=22:00-06:00 Europe/Berlin")
     settings = json.loads(zdm("tune", NAME, "--json").stdout)["settings"]
     assert settings["allowed"] == ["22:00-06:00 Europe/Berlin"]
-    assert settings["throttle"]["sql"][0]["query"] == "SELECT 1"
-    zdm("tune", NAME, "allowed=[]", "throttle.sql=[]")
+    zdm("tune", NAME, "allowed=[]")
+    said = zdm("tune", NAME, "throttle.sql=[{name: x, query: SELECT 1, pause_above: 5}]", status=2).stderr
+    assert "asks something that is not declared" in said
 
 
 # -- doctor -----------------------------------------------------------------------------------------------------------
@@ -309,7 +310,7 @@ def test_doctor_reads_every_signal(zdm, database_of, defs):
     assert found["disk_used"]["verdict"] == "warning"
     assert "above 1 B" in found["disk_used"]["fact"]
     assert found["nothing"]["verdict"] == "problem"
-    assert "it gave NULL, which is no number" in found["nothing"]["fact"]
+    assert "it gave NULL that is no finite number" in found["nothing"]["fact"]
     assert "throttle.sql" in found["nothing"]["way_out"]
     assert found["replication_lag"]["fact"] == "signal replication_lag is read once expand has run"
     assert found["replication_lag"]["verdict"] == "ok"

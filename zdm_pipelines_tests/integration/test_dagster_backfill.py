@@ -64,13 +64,13 @@ def test_all_ranges_in_one_backfill(chain: InProcess, workspace: WorkspaceProces
     assert chain.sql("SELECT sum(rows) FROM zdm.range") == [(2000,)]  # ranges that are done cost nothing again
 
 
-def test_one_run_of_a_migration_at_a_time_unless_somebody_set_another_limit(chain: InProcess) -> None:
+def test_as_many_runs_of_a_migration_at_a_time_as_are_declared(chain: InProcess) -> None:
     storage = chain.instance.event_log_storage
     chain.walk("expand")
     assert {pool.name: pool.limit for pool in storage.get_pool_limits()} == {f"zdm_{NAME}": 1}
     storage.set_concurrency_slots(f"zdm_{NAME}", 3)
     chain.walk("expand")
-    assert {pool.name: pool.limit for pool in storage.get_pool_limits()} == {f"zdm_{NAME}": 3}
+    assert {pool.name: pool.limit for pool in storage.get_pool_limits()} == {f"zdm_{NAME}": 1}
 
 
 def _backfill(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import time
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -120,9 +121,9 @@ def test_readings_are_observations(chain: InProcess) -> None:
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
-        ("UPDATE control SET value = NULL", "it gave NULL, which is no number"),
-        ("UPDATE control SET value = 'NaN'", "which is no number"),
-        ("ALTER TABLE control ALTER value TYPE text USING 'soon'", "it gave str 'soon', which is no number"),
+        ("UPDATE control SET value = NULL", "it gave NULL that is no finite number"),
+        ("UPDATE control SET value = 'NaN'", "it gave a Decimal that is no finite number"),
+        ("ALTER TABLE control ALTER value TYPE text USING 'soon'", "it gave a str that is no finite number"),
         ("DROP TABLE control", "does not exist"),
         ("DELETE FROM control", "cannot be read"),
         ("INSERT INTO control VALUES (2)", "cannot be read"),
@@ -158,9 +159,10 @@ def test_a_database_that_is_away_lets_no_run_start_until_it_is_back(
     chain: InProcess, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("ZDM_APP_URL", "postgresql://nobody@127.0.0.1:1/none")
+    assert "nothing is let through" in said(tick(chain))
     assert "cannot connect" in said(tick(chain))
     assert pool(chain) == 0
-    assert "stays as it is" in resume(chain)
+    assert "nothing is let through" in resume(chain)
     assert pool(chain) == 0
     monkeypatch.setenv("ZDM_APP_URL", chain.url)
     resume(chain)
@@ -407,10 +409,46 @@ def test_a_continuation_that_was_made_and_not_queued_is_queued(
 
 
 def test_nothing_is_continued_that_an_operator_holds(queued: InProcess, workspace: WorkspaceProcessContext) -> None:
+    """It waits in the queue, which keeps the backfill open; the pool lets it not through."""
     died_while_handing_over(queued, launched(queued, workspace))
     pause.pause(MIGRATION, queued.url, reason="not now")
     assert "is held: not now" in resume(queued)
+    assert Counter(run.status for run in of_backfill(queued)) == {
+        dg.DagsterRunStatus.FAILURE: 1,
+        dg.DagsterRunStatus.QUEUED: 1,
+    }
+    assert pool(queued) == 0
+
+
+def test_what_somebody_cancelled_is_not_continued(queued: InProcess, workspace: WorkspaceProcessContext) -> None:
+    run = launched(queued, workspace)
+    continuation.mark(queued.instance, run, MIGRATION)
+    continuation.paused(queued.instance, run, "the replica is late")
+    queued.instance.report_run_canceled(run)
+    resume(queued)
+    assert [r.status for r in of_backfill(queued)] == [dg.DagsterRunStatus.CANCELED]
+
+
+def test_a_paused_run_executed_again_is_not_paused(queued: InProcess, workspace: WorkspaceProcessContext) -> None:
+    run = launched(queued, workspace)
+    continuation.paused(queued.instance, run, "the replica is late")
+    again = queued.instance.get_run_by_id(run.run_id)
+    assert again is not None
+    continuation.mark(queued.instance, again, MIGRATION)  # as a run does that begins with these tags
+    queued.instance.report_run_failed(again)
+    resume(queued)
     assert len(of_backfill(queued)) == 1
+
+
+def test_rollback_takes_what_waits_out_of_the_queue(queued: InProcess, workspace: WorkspaceProcessContext) -> None:
+    run = launched(queued, workspace)
+    continuation.mark(queued.instance, run, MIGRATION)
+    assert queued.rollback("rolled_back").success
+    assert [r.status for r in of_backfill(queued)] == [dg.DagsterRunStatus.CANCELED]
+    pools.set_limit(queued.instance, MIGRATION, 0)
+    for _ in range(3):
+        resume(queued)
+    assert pool(queued) == 3  # expand can run again
 
 
 def test_ranges_that_were_cut_anew_are_not_continued(queued: InProcess, workspace: WorkspaceProcessContext) -> None:

@@ -16,10 +16,10 @@ from zdm_pipelines.engine.batches import Moved
 from zdm_pipelines.engine.pace import Pace
 from zdm_pipelines.engine.signals import Surroundings
 from zdm_pipelines.engine.throttle import Governor
-from zdm_pipelines.model.errors import Throttled
+from zdm_pipelines.model.errors import SpecError, StateConflict, Throttled
 from zdm_pipelines.model.migration import Backfill, Database, Migration
 from zdm_pipelines.model.states import State
-from zdm_pipelines.phases import backfill, pause, preflight, watch
+from zdm_pipelines.phases import backfill, pause, preflight, rollback, watch
 from zdm_pipelines.sandbox.server import Server
 from zdm_pipelines_tests.helpers import (
     Background,
@@ -321,13 +321,13 @@ def test_a_closed_window_holds_a_run_until_it_is_tuned_open(url: str) -> None:
 
 
 BROKEN = (
-    ("NULL::int", "", "it gave NULL, which is no number"),
-    ("'eleven'::text", "", "it gave str 'eleven', which is no number"),
+    ("NULL::int", "", "it gave NULL that is no finite number"),
+    ("'eleven'::text", "", "it gave a str that is no finite number"),
     ("1 / (SELECT 0)", "", "DivisionByZero"),
     ("1", "WHERE false", "the query gives no row"),
     ("n", "FROM generate_series(1, 2) n", "the query gives several rows"),
     ("1", "FROM pg_sleep(600)", "canceling statement due to statement timeout"),
-    ("'Infinity'::float8", "", "which is no number"),
+    ("'Infinity'::float8", "", "that is no finite number"),
 )
 
 
@@ -585,22 +585,57 @@ def test_what_newer_code_declares_reaches_a_run_of_older_code(url: str) -> None:
     moved_once(url)
 
 
-def test_settings_that_a_run_does_not_understand_change_nothing_and_are_told_once(url: str) -> None:
+def test_settings_that_a_run_does_not_understand_hold_it(url: str) -> None:
+    """They may be the limit that should have stopped it."""
     m = plain()
     expanded(m, url)
     run = Run(m, url)
     run.works()
     sql(url, "UPDATE zdm.tuning SET declared = jsonb_set(declared, '{backfill,of_the_future}', '1')")
-    eventually(lambda: run.told_of("settings stay as they are", "of_the_future"))
-    run.works()
-    time.sleep(1.2)
-    assert len([t for t in run.told if "of_the_future" in t]) == 1
-    pause.pause(m, url, reason="lunch")
-    eventually(lambda: run.told_of("waiting: lunch"))
-    pause.resume(m, url)
+    eventually(lambda: run.told_of("waiting: the ledger cannot be followed", "of_the_future"))
+    run.stands()
     sql(url, "UPDATE zdm.tuning SET declared = declared #- '{backfill,of_the_future}'")
     run.ends()
     moved_once(url)
+
+
+def test_tuning_asks_nothing_that_is_not_declared(url: str) -> None:
+    """SQL runs as our role, and HTTP sends a token."""
+    m = plain(throttle={"sql": [{"name": "gauge", "query": "SELECT 1", "pause_above": 5}]})
+    expanded(m, url)
+    other = {"name": "gauge", "query": "SELECT 2", "pause_above": 5}
+    web = {"name": "web", "url": "http://127.0.0.1:1/", "token_env": "HOME", "pause_above": 5}
+    for signal in ({"sql": [other]}, {"http": [web]}):
+        with pytest.raises(SpecError, match="is not declared"):
+            pause.tune(m, url, {"throttle": signal})
+    pause.tune(m, url, {"throttle": {"sql": [{"name": "gauge", "query": "SELECT 1", "pause_above": 7}]}})
+    pause.tune(m, url, {"throttle": {"sql": []}})
+
+
+def test_a_run_that_waited_through_a_rollback_moves_nothing(url: str) -> None:
+    m = plain()
+    expanded(m, url)
+    pause.pause(m, url, reason="lunch")
+    run = Run(m, url)
+    eventually(lambda: run.told_of("waiting: lunch"))
+    rollback.run(m, url, to=State.ROLLED_BACK)
+    expanded(m, url)
+    pause.resume(m, url)
+    with pytest.raises(StateConflict, match="was rolled back since"):
+        run.job.result()
+    assert one(url, "SELECT sum(rows) FROM zdm.range") == 0
+
+
+def test_ranges_that_were_cut_anew_under_a_waiting_run(url: str) -> None:
+    m = plain()
+    expanded(m, url)
+    pause.pause(m, url, reason="lunch")
+    run = Run(m, url)
+    eventually(lambda: run.told_of("waiting: lunch"))
+    expanded(plain(backfill=STEADY | {"range_rows": 77}), url)
+    pause.resume(m, url)
+    with pytest.raises(StateConflict, match="cut anew"):
+        run.job.result()
 
 
 # -- the size of batches ----------------------------------------------------------------------------------

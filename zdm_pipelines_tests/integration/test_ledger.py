@@ -301,7 +301,7 @@ def old_ledger(url: str) -> str:
 def test_status_of_a_ledger_from_the_previous_version(old_ledger: str) -> None:
     found = status.read(M, old_ledger)
     assert (found.state, found.ranges_done, found.rows_moved, found.holds) == (State.BACKFILLING, 1, 100, ())
-    assert pause.resume(M, old_ledger) == []
+    assert not pause.resume(M, old_ledger)
     assert pause.settings(M, old_ledger) == (tuning.declared(M), {})
     assert pause.reset(M, old_ledger) == tuning.declared(M)
     assert watch.against(M, old_ledger) == []

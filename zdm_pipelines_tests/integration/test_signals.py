@@ -235,8 +235,8 @@ def test_wal_rate_after_a_rest(prepared: str, make: Make) -> None:
     sql(prepared, "INSERT INTO zdm.heartbeat VALUES (now() - interval '30 min', '0/0')")  # an hour's beats are kept
     assert value(make("wal_rate", prepared)) < MB
     sql(prepared, "TRUNCATE zdm.heartbeat; INSERT INTO zdm.heartbeat VALUES (now() + interval '1 h', '0/0')")
-    with pytest.raises(ValueError, match="clock"):
-        make("wal_rate", prepared).read()
+    assert value(make("wal_rate", prepared)) < MB  # a clock that was set back leaves beats of the future
+    assert one(prepared, "SELECT count(*) FROM zdm.heartbeat WHERE at > clock_timestamp()") == 0
 
 
 def test_archive_backlog(own_server: Server, make: Make) -> None:

@@ -85,6 +85,7 @@ def connect(url: str, *, purpose: str, autocommit: bool = True) -> Connection:
             keepalives_idle=10,
             keepalives_interval=5,
             keepalives_count=3,
+            tcp_user_timeout=30_000,  # keepalives ask nothing while something sent is unanswered
         )
     except psycopg.Error as error:
         raise DatabaseUnreachable(
@@ -101,13 +102,28 @@ def connect(url: str, *, purpose: str, autocommit: bool = True) -> Connection:
 
 
 @contextmanager
-def connected(url: str, *, purpose: str) -> Iterator[Connection]:
-    """A connection for one block, in autocommit, always closed."""
+def connected(url: str, *, purpose: str, deadline: float | None = None) -> Iterator[Connection]:
+    """A connection for one block, in autocommit, always closed.
+
+    Args:
+        deadline: seconds after which the server ends a statement of it; default: never.
+    """
     conn = connect(url, purpose=purpose)
     try:
+        if deadline is not None:
+            set_deadline(conn, deadline)
         yield conn
     finally:
         conn.close()
+
+
+def set_deadline(conn: Connection, deadline: float) -> None:
+    """Let no statement of a connection take longer, whoever holds a row; nor wait for a synchronous replica."""
+    query(
+        conn,
+        "SELECT set_config('statement_timeout', $1, false), set_config('synchronous_commit', 'local', false)",
+        [f"{deadline * 1000:.0f}ms"],
+    )
 
 
 @contextmanager

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any, Protocol
 
+import psycopg
 from psycopg import errors
 from psycopg.rows import TupleRow
 
@@ -73,14 +75,22 @@ class Session:
         return query(self._opened(), sql + _MARK, params)
 
     def first(self, sql: str, rows: int) -> list[TupleRow]:
-        """Run one statement of the user's and return its first rows; the others are never fetched.
+        """Run one statement of the user's, which cannot write, and return its first rows; the others are never fetched.
 
         Raises:
             psycopg.Error, DatabaseUnreachable
         """
-        # Streamed, which also keeps a second statement after a semicolon out.
-        with self._opened().cursor() as cursor:
-            return list(islice(cursor.stream((sql + _MARK).encode()), rows))
+        conn = self._opened()
+        # A setting could be taken back by the statement itself; what a transaction that has read anything may do, not.
+        query(conn, "BEGIN READ ONLY")
+        try:
+            query(conn, "SELECT 1")
+            # Streamed, which also keeps a second statement after a semicolon out.
+            with conn.cursor() as cursor:
+                return list(islice(cursor.stream((sql + _MARK).encode()), rows))
+        finally:
+            with suppress(psycopg.Error):  # what went wrong before is what is to be told
+                query(conn, "ROLLBACK")
 
     def _opened(self) -> Connection:
         if self._conn is None or self._conn.closed:

@@ -73,6 +73,10 @@ CREATE TABLE zdm.touched (
   key text[] NOT NULL
 );
 
+-- Without a key, deleting from them would be refused where a publication of all tables takes them along.
+ALTER TABLE zdm.writer REPLICA IDENTITY FULL;
+ALTER TABLE zdm.touched REPLICA IDENTITY FULL;
+
 CREATE TABLE zdm.event (
   id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
   migration_id bigint NOT NULL,

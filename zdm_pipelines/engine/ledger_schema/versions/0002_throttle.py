@@ -15,7 +15,4 @@ def upgrade() -> None:
 
 
 def downgrade() -> None:
-    op.execute(
-        "DROP TABLE zdm.heartbeat, zdm.tuning, zdm.hold; "
-        "ALTER TABLE zdm.writer REPLICA IDENTITY DEFAULT; ALTER TABLE zdm.touched REPLICA IDENTITY DEFAULT"
-    )
+    op.execute("DROP TABLE zdm.heartbeat, zdm.tuning, zdm.hold")

@@ -22,7 +22,3 @@ CREATE TABLE zdm.heartbeat (
   at timestamptz PRIMARY KEY,
   lsn pg_lsn NOT NULL
 );
-
--- Without a key, deleting from them would be refused where a publication of all tables takes them along.
-ALTER TABLE zdm.writer REPLICA IDENTITY FULL;
-ALTER TABLE zdm.touched REPLICA IDENTITY FULL;
