@@ -12,8 +12,8 @@ from collections.abc import Callable
 
 _FIRST = 1 / 16  # of full speed, when a run begins: eight workers at it are half a worker
 _LEAST = 1 / 64
-# Growth in a second, until the first hold: full speed in seven seconds. A signal needs half a second to see too much.
-_STARTING = 1.5
+# Growth in a second, until the first hold: full speed in four seconds. A signal needs half a second to see too much.
+_STARTING = 2.0
 _REGAINING = 1.1  # growth in a second after a hold: what it halved is back in seven seconds
 _LONG = 100.0  # seconds in which any share grows to all
 

@@ -15,17 +15,16 @@ _PREFIX = "transactions"
 
 
 class Foreground:
-    """pgbench's TPC-B, begun at once, at a steady rate; a transaction's latency counts from when it was due.
+    """pgbench's TPC-B at full speed, begun at once: each client begins its next transaction when the last has ended.
 
     Args:
-        rate: transactions per second.
         seconds: how long.
     """
 
-    def __init__(self, server: Server, database: str, *, clients: int, rate: float, seconds: float) -> None:
+    def __init__(self, server: Server, database: str, *, clients: int, seconds: float) -> None:
         self._folder = Path(tempfile.mkdtemp(prefix="zdm-bench-"))
         self._seconds = seconds
-        arguments = f"-h 127.0.0.1 -p {server.port} -U postgres -n -M prepared -c {clients} -j 2 -T {round(seconds)} -R {rate} -l"
+        arguments = f"-h 127.0.0.1 -p {server.port} -U postgres -n -M prepared -c {clients} -j 2 -T {round(seconds)} -l"
         self._process = processes.start(
             [server.binary("pgbench"), *arguments.split(), f"--log-prefix={self._folder / _PREFIX}", database],
             log=self._folder / "log",
@@ -34,7 +33,7 @@ class Foreground:
         self._day = time.time() - time.monotonic()
 
     def latencies(self, since: float, until: float) -> list[float]:
-        """Wait for its end; the seconds that each transaction took which was due between two monotonic moments.
+        """Wait for its end; the seconds that each transaction took which began between two monotonic moments.
 
         Raises:
             RuntimeError: a transaction failed.
@@ -46,7 +45,7 @@ class Foreground:
             found = []
             for file in self._folder.glob(f"{_PREFIX}.*"):
                 for line in file.read_text().splitlines():
-                    # client, number, latency in µs, script, end in s and µs, how much of the latency was delay in µs
+                    # client, number, latency in µs, script, end in s and µs
                     fields = [int(field) for field in line.split()]
                     ended = fields[4] + fields[5] / 1e6 - self._day
                     took = fields[2] / 1e6

@@ -19,7 +19,7 @@ from zdm_pipelines_tests.benchmarks.worker import BackfillWorker
 from zdm_pipelines_tests.helpers import expanded, replaced, sql
 
 _ROUNDS = 3
-_ROWS = 1_500_000  # of each table: more than are moved in a round
+_ROWS = 3_000_000  # of each table: more than are moved in a round
 _WARM_UP = 1.0  # seconds of backfill before anything is measured
 _SECONDS = 5.0  # measured
 _PLACES = 2  # the database's max_parallel; each migration alone would take as many
