@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import getpass
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -19,18 +18,16 @@ from rich.text import Text
 from zdm_pipelines import project
 from zdm_pipelines.cli import dev as dev_
 from zdm_pipelines.cli import doctor as doctor_
-from zdm_pipelines.cli import show, terminal
-from zdm_pipelines.cli import tune as tune_
+from zdm_pipelines.cli import show, steer, terminal
+from zdm_pipelines.cli.options import Defs, Json, MaybeName, Name, Yes, one, read
 from zdm_pipelines.cli.run import UNATTENDED, Walk
 from zdm_pipelines.cli.terminal import DONE, FAILED, INTERRUPTED, verb
-from zdm_pipelines.engine import holds
 from zdm_pipelines.model.errors import SpecError, StateConflict, ZdmError
 from zdm_pipelines.model.migration import Migration
 from zdm_pipelines.model.states import Phase, State
-from zdm_pipelines.model.values import Hold, Status
-from zdm_pipelines.phases import contract, pause, preflight, rollback, status, switch_reads
+from zdm_pipelines.model.values import Status
+from zdm_pipelines.phases import contract, preflight, rollback, status
 from zdm_pipelines.phases import watch as watch_
-from zdm_pipelines.project import Project
 
 app = typer.Typer(
     help="Zero-downtime database migrations: the verbs of a migration without Dagster.",
@@ -40,23 +37,6 @@ app = typer.Typer(
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-
-Defs = Annotated[
-    Path | None,
-    typer.Option(
-        "--defs",
-        help="Folder with your defs.yaml files; default: ZDM_DEFS, else the project around the working directory.",
-        show_default=False,
-    ),
-]
-Json = Annotated[bool, typer.Option("--json", help="One JSON document on stdout, for scripts.")]
-Name = Annotated[str, typer.Argument(help="Name of a declared migration.", show_default=False)]
-MaybeName = Annotated[
-    str | None, typer.Argument(help="Name of a declared migration; default: all.", show_default=False)
-]
-Owner = Annotated[str, typer.Option("--owner", help="Whose hold: work goes on when nobody's stands.")]
-Every = Annotated[bool, typer.Option("--database", help="Every migration of this migration's database.")]
-Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]
 
 
 class PhaseName(StrEnum):
@@ -98,19 +78,6 @@ def main() -> None:
     app()
 
 
-def _read(defs: Path | None) -> Project:
-    return project.read(project.find(defs))
-
-
-def _one(defs: Path | None, name: str) -> tuple[Project, Migration, str]:
-    """A migration and its database's URL; what is wrong with other declarations is only remarked."""
-    found = _read(defs)
-    migration = found.migration(name)
-    if found.problems:
-        terminal.note(f"{len(found.problems)} other declarations are wrong: zdm list says what")
-    return found, migration, found.url(migration)
-
-
 # -- looking ----------------------------------------------------------------------------------------------------------
 
 
@@ -118,7 +85,7 @@ def _one(defs: Path | None, name: str) -> tuple[Project, Migration, str]:
 @verb
 def list_(defs: Defs = None, json: Json = False) -> None:
     """What is declared, and what is wrong with it. Touches no database."""
-    found = _read(defs)
+    found = read(defs)
     if json:
         terminal.as_json(
             {
@@ -146,7 +113,7 @@ def plan(
     json: Json = False,
 ) -> None:
     """The dry run: every statement of every phase, with its lock and its reason. Changes nothing."""
-    _, migration, url = _one(defs, name)
+    _, migration, url = one(defs, name)
     now = status.read(migration, url).state
     if now == State.CONTRACTED:
         raise StateConflict(name, "is contracted", "it is finished: there is nothing left to plan")
@@ -176,7 +143,7 @@ def plan(
 @verb
 def doctor(name: MaybeName = None, defs: Defs = None, json: Json = False) -> None:
     """Look at everything a migration needs: variables, role, privileges, table, ledger, signals. Changes nothing."""
-    found = _read(defs)
+    found = read(defs)
     migrations = [found.migration(name)] if name else list(found.migrations.values())
     findings = [] if name else [doctor_.problem(p) for p in found.problems]
     for database in found.databases.values():
@@ -235,7 +202,7 @@ def _stands(migration: Migration, url: str) -> Status:
 
 
 def _status_of_one(defs: Path | None, name: str, *, json: bool) -> Iterator[tuple[RenderableType, Any]]:
-    _, migration, url = _one(defs, name)
+    _, migration, url = one(defs, name)
     while True:
         found = _stands(migration, url)
         against = [] if found.state == State.CONTRACTED else contract.refusals(migration, url)
@@ -246,7 +213,7 @@ def _status_of_one(defs: Path | None, name: str, *, json: bool) -> Iterator[tupl
 
 
 def _status_of_all(defs: Path | None, *, json: bool) -> Iterator[tuple[RenderableType, Any]]:
-    declared = _read(defs)
+    declared = read(defs)
     if declared.problems:
         terminal.note(f"{len(declared.problems)} declarations are wrong: zdm list says what")
     while True:
@@ -289,7 +256,7 @@ def run(
 ) -> None:
     """Run phases. Running again goes on where it stopped; reads and contract only run when named."""
     _check_options(phase, to=to, partition=partition, repair=repair, percent=percent)
-    found, migration, url = _one(defs, name)
+    found, migration, url = one(defs, name)
     if phase is PhaseName.CONTRACT:
         _before_contract(migration, url, yes=yes)
     phases = [phase.phase] if phase else list(UNATTENDED[: UNATTENDED.index(Phase(str(to))) + 1] if to else UNATTENDED)
@@ -377,7 +344,7 @@ def rollback_(
     json: Json = False,
 ) -> None:
     """Undo phases, back to an earlier state; rolled_back leaves the schema as it was before."""
-    _, migration, url = _one(defs, name)
+    _, migration, url = one(defs, name)
     now, target = status.read(migration, url).state, State(str(to))
     steps = undone(migration, now, target)
     if steps:
@@ -392,110 +359,8 @@ def rollback_(
         terminal.out().print(Text(done, style="green"), soft_wrap=True)
 
 
-# -- steering what runs -----------------------------------------------------------------------------------------------
-
-
-@app.command("pause")
-@verb
-def pause_(
-    name: Name,
-    reason: Annotated[
-        str | None, typer.Option("--reason", help="Why, for whoever looks; default: who paused.", show_default=False)
-    ] = None,
-    owner: Owner = holds.OPERATOR,
-    every: Every = False,
-    defs: Defs = None,
-    json: Json = False,
-) -> None:
-    """Stop a backfill at its next batch, wherever it runs; it waits until the hold is lifted."""
-    _, migration, url = _one(defs, name)
-    pause.pause(migration, url, reason=reason or f"paused by {_user()}", owner=owner, every=every)
-    _show_holds(name, watch_.against(migration, url), json=json)
-
-
-@app.command()
-@verb
-def resume(
-    name: Name, owner: Owner = holds.OPERATOR, every: Every = False, defs: Defs = None, json: Json = False
-) -> None:
-    """Lift one owner's hold; work goes on when no other stands."""
-    _, migration, url = _one(defs, name)
-    if not pause.resume(migration, url, owner=owner, every=every):
-        whom = f"database {migration.database}" if every else name
-        terminal.note(f"{owner} had placed no hold on {whom}")
-    _show_holds(name, watch_.against(migration, url), json=json)
-
-
-def _user() -> str:
-    try:
-        return getpass.getuser()
-    except (KeyError, OSError):  # a container whose user has no name
-        return "somebody"
-
-
-def _show_holds(name: str, standing: Sequence[Hold], *, json: bool) -> None:
-    if json:
-        terminal.as_json({"migration": name, "holds": [asdict(h) for h in standing]})
-    elif standing:
-        terminal.show(show.holds(name, standing))
-    else:
-        terminal.out().print(Text(f"nothing holds {name}", style="green"), soft_wrap=True)
-
-
-@app.command()
-@verb
-def tune(
-    name: Name,
-    settings: Annotated[
-        list[str] | None,
-        typer.Argument(
-            metavar="KEY=VALUE",
-            help="As in defs.yaml, such as backfill.batch_rows=500, throttle.nice=1, throttle.latency_p95=null.",
-            show_default=False,
-        ),
-    ] = None,
-    reset: Annotated[bool, typer.Option("--reset", help="Go back to what is declared.")] = False,
-    defs: Defs = None,
-    json: Json = False,
-) -> None:
-    """Change a backfill while it runs, on top of what is declared; without KEY=VALUE, show what holds now."""
-    if reset and settings:
-        raise typer.BadParameter("--reset goes without KEY=VALUE: it takes back everything that was tuned")
-    wanted = tune_.changes(settings or [])
-    _, migration, url = _one(defs, name)
-    if reset:
-        pause.reset(migration, url)
-    elif wanted:
-        pause.tune(migration, url, wanted)
-    now, tuned = pause.settings(migration, url)
-    if json:
-        terminal.as_json({"migration": name, "settings": now.model_dump(mode="json"), "tuned": tuned})
-    else:
-        terminal.show(tune_.show(migration, now, tuned))
-
-
-@app.command()
-@verb
-def flag(
-    name: Name,
-    percent: Annotated[
-        int | None, typer.Argument(min=0, max=100, help="Share of keys that read the new shape.", show_default=False)
-    ] = None,
-    defs: Defs = None,
-    json: Json = False,
-) -> None:
-    """Show the share of keys that read the new shape, or set it."""
-    _, migration, url = _one(defs, name)
-    if percent is not None:
-        switch_reads.run(migration, url, percent=percent)
-    found = status.read(migration, url)
-    if found.flag is None:
-        raise StateConflict(name, f"is {found.state}: it has no flag", f"next: {show.next_step(name, found.state)}")
-    if json:
-        terminal.as_json({"migration": name, "state": found.state, **asdict(found.flag)})
-    else:
-        said = f"{found.flag.name} is at {found.flag.percent} %, {name} is {found.state}"
-        terminal.out().print(Text(said), soft_wrap=True)
+for _name, _verb in (("pause", steer.pause_), ("resume", steer.resume), ("tune", steer.tune), ("flag", steer.flag)):
+    app.command(_name)(_verb)
 
 
 @app.command()

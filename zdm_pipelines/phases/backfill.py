@@ -12,10 +12,11 @@ import psycopg
 
 from zdm_pipelines.changes import bind
 from zdm_pipelines.dialects.postgres.connection import Connection, connected
-from zdm_pipelines.engine import budget, ledger, ranges, sessions, tuning
+from zdm_pipelines.engine import ledger, ranges, sessions, tuning
 from zdm_pipelines.engine.batches import Moved, RangeWorker
 from zdm_pipelines.engine.signals import Surroundings
 from zdm_pipelines.engine.throttle import Governor
+from zdm_pipelines.engine.turns import Stopped, Turns
 from zdm_pipelines.model.errors import MigrationBusy, SpecError, StateConflict
 from zdm_pipelines.model.migration import Database, Migration
 from zdm_pipelines.model.states import State
@@ -24,13 +25,6 @@ from zdm_pipelines.model.values import Catalog, KeyRange, Step
 ALLOWED = frozenset(
     {State.EXPANDED, State.BACKFILLING, State.BACKFILLED, State.VALIDATED, State.SWITCHING, State.SWITCHED}
 )
-
-_TIMEOUT_TARGETS = 20  # times its target that a batch may take: then its size is wrong, not the moment
-_SHORTEST_TIMEOUT = 5.0  # seconds; a checkpoint or a cold cache makes one slow batch
-
-
-class _Stopped(Exception):
-    """The run was cancelled; the batch before it is committed."""
 
 
 def plan(migration: Migration, catalog: Catalog) -> list[Step]:
@@ -192,7 +186,7 @@ class _Job:
         self.stop = threading.Event()
         self.change = bind(migration, entry.catalog, migration_id=entry.id)
         around = Surroundings(url=url, catalog=entry.catalog, replicas=database.replica_urls())
-        self.control = _Control(
+        self.control = Turns(
             Governor(migration, around, run=run_id, tell=tell), places=database.max_parallel, stop=self.stop
         )
         self.workers: list[threading.Thread] = []
@@ -215,7 +209,7 @@ class _Job:
             missing -= 1
             if isinstance(outcome, Moved):
                 yield outcome
-            elif failure is None and not isinstance(outcome, _Stopped):
+            elif failure is None and not isinstance(outcome, Stopped):
                 # The other ranges of the run are no worse for it: those under way end at their next batch.
                 failure = outcome
                 self.stop.set()
@@ -299,7 +293,7 @@ class _Job:
                 self.tell(f"waiting for one of {self.control.parallel} places (backfill.max_parallel)")
                 told = True
             if self.stop.wait(0.2):
-                raise _Stopped
+                raise Stopped
         try:
             yield
         finally:
@@ -310,67 +304,6 @@ class _Job:
     def _free_slot(self, conn: Connection) -> str | None:
         names = (f"zdm:slot:{self.entry.id}:{n}" for n in range(self.control.parallel))
         return next((name for name in names if sessions.take(conn, name, wait=0)), None)
-
-
-class _Control:
-    """When a worker may write its next batch: the governor's word, this run's share, a place in the database."""
-
-    def __init__(self, governor: Governor, *, places: int, stop: threading.Event) -> None:
-        self.governor = governor
-        self.pace = governor.pace
-        self._places = places
-        self._stop = stop
-        self._writing = 0
-        self._turns = threading.Condition()
-
-    @property
-    def parallel(self) -> int:
-        """Workers that may write at once."""
-        return self.governor.settings.backfill.max_parallel
-
-    def ready(self) -> None:
-        """Wait until writing may go on."""
-        if self._stop.is_set():
-            raise _Stopped
-        self.governor.wait(self._stop)
-        if self._stop.is_set():
-            raise _Stopped
-
-    @contextmanager
-    def turn(self, conn: Connection) -> Iterator[None]:
-        """Wait until a batch may be written, and write it inside."""
-        with self._share():
-            while True:
-                self.ready()
-                with budget.turn(conn, self._places) as had:
-                    # The queue for a place may have been long.
-                    if had and self.governor.clear():
-                        yield
-                        return
-
-    @contextmanager
-    def _share(self) -> Iterator[None]:
-        """Fewer than the workers there are, when it was tuned down while they work."""
-        with self._turns:
-            while self._writing >= self.parallel:
-                if self._stop.is_set():
-                    raise _Stopped
-                self._turns.wait(0.2)
-            self._writing += 1
-        try:
-            yield
-        finally:
-            with self._turns:
-                self._writing -= 1
-                self._turns.notify()
-
-    def rest(self, seconds: float) -> None:
-        """Rest after a batch, as `nice` asks."""
-        self.governor.rest(seconds, self._stop)
-
-    def statement_timeout(self) -> float:
-        """A batch that takes this many seconds is ended and split."""
-        return max(_SHORTEST_TIMEOUT, _TIMEOUT_TARGETS * self.governor.settings.backfill.batch_target)
 
 
 def undo(migration: Migration, url: str, *, tell: sessions.Tell = sessions.silent) -> None:

@@ -69,10 +69,11 @@ def test_killed_in_turn(slow: Watched) -> None:
     assert slow.moved() == held_at
     assert statuses(slow, backfill) == {"FAILURE": 1, "QUEUED": 1}
 
-    # Killed while it resumes: the daemon at once, then the worker.
+    # Killed while it resumes: daemon and web server at once, then the worker.
     assert slow.client.wait(slow.client.launch_job(f"resume_{NAME}")).status == "SUCCESS"
-    slow.services.kill("daemon")
-    slow.services.restart("daemon")
+    for service in ("daemon", "webserver"):
+        slow.services.kill(service)
+        slow.services.restart(service)
     slow.services.wait_ready()
     slow.until(lambda: slow.moved() > held_at + 500, "rows are moved again", timeout=120)
     kill_worker(slow)

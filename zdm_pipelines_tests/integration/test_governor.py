@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from zdm_pipelines.engine import holds, tuning
+from zdm_pipelines.engine import holds, tuning, turns
 from zdm_pipelines.engine.batches import Moved
 from zdm_pipelines.engine.pace import Pace
 from zdm_pipelines.engine.signals import Surroundings
@@ -642,7 +642,7 @@ def test_ranges_that_were_cut_anew_under_a_waiting_run(url: str) -> None:
 
 
 def test_a_batch_that_runs_into_its_timeout_is_split(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(backfill, "_SHORTEST_TIMEOUT", 0.4)
+    monkeypatch.setattr(turns, "_SHORTEST_TIMEOUT", 0.4)
     sql(
         url,
         "DELETE FROM people WHERE id > 200; CREATE TABLE written (id bigint); "
@@ -664,7 +664,7 @@ def test_a_batch_that_runs_into_its_timeout_is_split(url: str, monkeypatch: pyte
 
 
 def test_rows_so_slow_that_few_fit_a_batch_are_not_tried_in_more(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(backfill, "_SHORTEST_TIMEOUT", 0.4)
+    monkeypatch.setattr(turns, "_SHORTEST_TIMEOUT", 0.4)
     sql(url, "DELETE FROM people WHERE id > 20")
     delay(url, 0.15)
     m = replaced(backfill={"batch_rows": 20, "batch_target": "20ms", "max_parallel": 1})
