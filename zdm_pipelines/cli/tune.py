@@ -97,7 +97,10 @@ def show(migration: Migration, now: Settings, tuned: Mapping[str, Any]) -> Rende
         if _is_tuned(key, tuned):
             remark = Text(f"tuned; declared: {declared[key]}", style="yellow")
         elif value != declared[key]:
-            remark = Text(f"declared: {declared[key]}, which holds from the next run on", style="yellow")
+            remark = Text(
+                f"declared: {declared[key]}, which holds once Dagster has loaded it",
+                style="yellow",
+            )
         elif value in ("null", "[]"):
             unwatched.append(key.removeprefix("throttle."))
             continue

@@ -13,7 +13,7 @@ from zdm_pipelines.components.failures import readable
 from zdm_pipelines.components.progress import Progress
 from zdm_pipelines.engine.batches import Moved
 from zdm_pipelines.engine.gate import CHECKS
-from zdm_pipelines.model.errors import DatabaseUnreachable, OutcomeUnknown, StateConflict, Throttled
+from zdm_pipelines.model.errors import DatabaseUnreachable, OutcomeUnknown, RolledBack, StateConflict, Throttled
 from zdm_pipelines.model.migration import Migration
 from zdm_pipelines.model.states import Phase, State
 from zdm_pipelines.phases import backfill, contract, expand, preflight, status, switch_reads, validate
@@ -205,6 +205,12 @@ def _handing_over(
     instance = context.instance
     try:
         yield
+    except RolledBack as error:
+        # Nobody asked for it any more: no failure.
+        if not continuation.is_second_try(context.run):
+            raise
+        continuation.rolled_back(instance, context.run)
+        context.log.warning("%s", error)
     except (Throttled, OutcomeUnknown, DatabaseUnreachable) as error:
         left = [partition for partition in wanted if partition not in done]
         # A database that cannot be reached at first is somebody's mistake, unless an earlier run did reach it. What

@@ -6,15 +6,17 @@ follows from the run that it continues, so that however often and by whomever it
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator, Sequence
 from typing import Any, cast
 from uuid import UUID, uuid5
 
 import dagster as dg
 from dagster._core.errors import DagsterRunAlreadyExists
-from dagster._core.execution.backfill import BulkActionStatus
+from dagster._core.execution.backfill import BulkActionsFilter, BulkActionStatus
 from dagster._core.run_coordinator import QueuedRunCoordinator
 
+from zdm_pipelines.components import keys
 from zdm_pipelines.model.migration import Migration
 from zdm_pipelines.model.states import Phase
 
@@ -31,6 +33,7 @@ _END = "dagster/asset_partition_range_end"
 _PARTITION = "dagster/partition"
 _BACKFILL = "dagster/backfill"
 _MAX_RETRIES = "dagster/max_retries"
+_PRIORITY = "dagster/priority"
 
 # Of the run, not of its work.
 _OWN_TAGS = (
@@ -55,6 +58,8 @@ def mark(instance: dg.DagsterInstance, run: dg.DagsterRun, migration: Migration)
         {
             MIGRATION: migration.name,
             PHASE: str(Phase.BACKFILL),
+            # What goes on with this run goes before what was queued behind it: validate, say.
+            _PRIORITY: run.tags.get(_PRIORITY, "1"),
             _MAX_RETRIES: _RETRIES,
             "dagster/retry_strategy": "ALL_STEPS",
             "dagster/retry_on_asset_or_op_failure": "false",
@@ -83,23 +88,32 @@ def can_hand_over(instance: dg.DagsterInstance) -> bool:
 
 
 def paused(instance: dg.DagsterInstance, run: dg.DagsterRun, reason: str) -> None:
-    """Say that a run ends as paused; from here on it is not started again, it is continued."""
+    """Say that a run ends as paused. Should it die before it has handed over, Dagster starts it again."""
     short = reason if len(reason) <= _LONGEST_TAG else reason[: _LONGEST_TAG - 1] + "…"
-    instance.add_run_tags(run.run_id, {ENDED: "paused", REASON: short, LEFT: "yes", _MAX_RETRIES: "0"})
+    instance.add_run_tags(run.run_id, {ENDED: "paused", REASON: short, LEFT: "yes"})
 
 
 def queued(instance: dg.DagsterInstance, run: dg.DagsterRun) -> None:
-    """Say that what a paused run left is queued, or is no longer wanted."""
-    instance.add_run_tags(run.run_id, {LEFT: "queued"})
+    """Say that what a paused run left is queued: from here on it is not started again."""
+    instance.add_run_tags(run.run_id, {LEFT: "queued", _MAX_RETRIES: "0"})
+
+
+def rolled_back(instance: dg.DagsterInstance, run: dg.DagsterRun) -> None:
+    """Say that a run ends because the migration was rolled back since it was launched."""
+    instance.add_run_tags(run.run_id, {ENDED: "rolled back", _MAX_RETRIES: "0"})
 
 
 def left(instance: dg.DagsterInstance, migration: Migration) -> list[dg.DagsterRun]:
     """The paused runs of a migration of which something may not be queued yet: they died while they handed over.
 
-    What somebody cancelled is not gone on with.
+    What Dagster starts again, or somebody cancelled, is not gone on with.
     """
     found = instance.get_runs(filters=dg.RunsFilter(tags={MIGRATION: migration.name, LEFT: "yes"}), limit=100)
-    return [run for run in found if run.is_finished and not _cancelled(instance, run)]
+    return [run for run in found if run.is_finished and not (_is_retried(run) or _cancelled(instance, run))]
+
+
+def _is_retried(run: dg.DagsterRun) -> bool:
+    return "dagster/auto_retry_run_id" in run.tags or run.is_complete_and_waiting_to_retry
 
 
 def _cancelled(instance: dg.DagsterInstance, run: dg.DagsterRun) -> bool:
@@ -109,13 +123,24 @@ def _cancelled(instance: dg.DagsterInstance, run: dg.DagsterRun) -> bool:
     )
 
 
-def cancel_queued(instance: dg.DagsterInstance, migration: Migration) -> list[str]:
-    """Take a migration's backfill runs out of the queue; their ids."""
+def cancel(instance: dg.DagsterInstance, migration: Migration) -> list[str]:
+    """Cancel a migration's backfills, and take their runs out of the queue; what was done, as lines.
+
+    Before its partitions are removed: the daemon cannot even cancel a backfill whose partitions are gone.
+    """
+    told = []
     tags = {MIGRATION: migration.name, PHASE: str(Phase.BACKFILL)}
-    waiting = instance.get_runs(filters=dg.RunsFilter(tags=tags, statuses=[dg.DagsterRunStatus.QUEUED]))
-    for run in waiting:
+    for run in instance.get_runs(filters=dg.RunsFilter(tags=tags, statuses=[dg.DagsterRunStatus.QUEUED])):
         instance.run_coordinator.cancel_run(run.run_id)
-    return [run.run_id for run in waiting]
+        told.append(f"run {run.run_id} is taken out of the queue")
+    mine = [keys.asset_key(migration, Phase.BACKFILL)]
+    for backfill in instance.get_backfills(filters=BulkActionsFilter(statuses=[BulkActionStatus.REQUESTED])):
+        if list(backfill.asset_selection or []) == mine:
+            ended = backfill.with_status(BulkActionStatus.CANCELED)  # type: ignore[no-untyped-call]
+            ended = ended.with_end_timestamp(time.time())
+            instance.update_backfill(ended)
+            told.append(f"backfill {backfill.backfill_id} is cancelled")
+    return told
 
 
 def remaining(instance: dg.DagsterInstance, run: dg.DagsterRun, partitions: Sequence[str]) -> list[str]:

@@ -50,9 +50,9 @@ def of_migration(migration: Migration) -> dg.JobDefinition:
         database: DatabaseResource = getattr(context.resources, key)
         with readable():
             url = database.url()
-            # What is paused would move the rows again.
-            for run_id in continuation.cancel_queued(context.instance, migration):
-                context.log.info("run %s of the backfill is taken out of the queue", run_id)
+            if config.to in (Target.expanded, Target.rolled_back):  # what is paused would move the rows again
+                for line in continuation.cancel(context.instance, migration):
+                    context.log.info("%s", line)
             state = rollback.run(migration, url, to=State(config.to.value), force=config.force, tell=context.log.info)
             ranges = status.of_ranges(migration, url) if state != State.ROLLED_BACK else []
         for line in books.correct(context.instance, migration, state, ranges):

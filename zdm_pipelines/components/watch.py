@@ -15,7 +15,7 @@ from zdm_pipelines.components import continuation, keys, lost_runs, pools
 from zdm_pipelines.engine import signals
 from zdm_pipelines.model.errors import ZdmError
 from zdm_pipelines.model.migration import Database, Migration
-from zdm_pipelines.model.states import ACTIVE, Phase, State
+from zdm_pipelines.model.states import ACTIVE, State
 from zdm_pipelines.model.values import Verdict
 from zdm_pipelines.phases import watch
 
@@ -130,12 +130,13 @@ def follow(instance: dg.DagsterInstance, migration: Migration, look: watch.Look)
 
 
 def _resume(database: Database, migrations: Sequence[Migration]) -> dg.ScheduleDefinition:
-    backfills = [keys.asset_key(migration, Phase.BACKFILL) for migration in migrations]
+    # A schedule has a target, of assets that are partitioned alike at most. It launches nothing itself.
+    plans = [keys.asset_key(migration, keys.PLAN) for migration in migrations]
 
     @dg.schedule(
         name=f"resume_{database.name}",
         cron_schedule="* * * * *",
-        target=dg.AssetSelection.assets(*backfills),
+        target=dg.AssetSelection.assets(*plans),
         default_status=dg.DefaultScheduleStatus.RUNNING,
         description=f"Lets paused backfills of database {database.name} go on once nothing stands against writing: "
         "each from its checkpoints, as part of the backfill it belongs to.",

@@ -59,6 +59,10 @@ class StateConflict(ZdmError):
     """The migration is not in a state from which this may be done."""
 
 
+class RolledBack(StateConflict):
+    """The migration was rolled back since this work was launched."""
+
+
 class OutcomeUnknown(ZdmError):
     """The connection was lost and the server could not be asked what happened."""
 

@@ -17,7 +17,7 @@ from zdm_pipelines.engine.batches import Moved, RangeWorker
 from zdm_pipelines.engine.signals import Surroundings
 from zdm_pipelines.engine.throttle import Governor
 from zdm_pipelines.engine.turns import Stopped, Turns
-from zdm_pipelines.model.errors import MigrationBusy, SpecError, StateConflict
+from zdm_pipelines.model.errors import MigrationBusy, RolledBack, SpecError, StateConflict
 from zdm_pipelines.model.migration import Database, Migration
 from zdm_pipelines.model.states import State
 from zdm_pipelines.model.values import Catalog, KeyRange, Step
@@ -84,6 +84,8 @@ def _begin(
     migration: Migration, url: str, partitions: Sequence[str] | None, repair: bool, attempt: int | None
 ) -> tuple[ledger.Entry, list[KeyRange], int]:
     with sessions.session(url, migration, purpose="backfill", shared=True) as conn:
+        if attempt is not None and (before := ledger.find(conn, migration.name)) is not None:
+            _same_attempt(conn, before, attempt)  # first: what was rolled back may be in any state
         entry = ledger.require(conn, migration, ALLOWED, to_do="be backfilled")
         ledger.ensure(url)  # it may have been made by an earlier version
         tuning.publish(conn, migration)
@@ -118,7 +120,7 @@ def attempt_of(migration: Migration, url: str) -> int:
 def _same_attempt(conn: Connection, entry: ledger.Entry, attempt: int | None) -> int:
     began = ledger.began(conn, entry.id)
     if attempt is not None and attempt != began:
-        raise StateConflict(
+        raise RolledBack(
             entry.name,
             "was rolled back since this backfill was launched",
             "launch the backfill anew if it shall be moved again",

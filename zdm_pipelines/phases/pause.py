@@ -96,7 +96,7 @@ def _whom(migration: Migration, *, every: bool) -> str:
 def _own(owner: str) -> None:
     if not owner.strip():
         raise SpecError("hold", "has no owner", "name yourself, or leave the owner out")
-    if holds.is_signal(owner) or owner in (WINDOW, LEDGER):
+    if holds.is_signal(owner) or owner in (WINDOW, LEDGER, holds.EVERY):
         raise SpecError(f"hold of {owner}", "is placed and lifted by what it speaks of", "name yourself")
 
 

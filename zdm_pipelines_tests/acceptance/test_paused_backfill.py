@@ -10,6 +10,7 @@ from functools import partial
 import pytest
 
 from zdm_pipelines_tests.acceptance.watched import BACKFILL, Watched, materializations, watched
+from zdm_pipelines_tests.integration.dagster_migration import DECLARED
 
 ROWS = 20_000
 SLOW = {
@@ -25,7 +26,8 @@ SLOW = {
 
 @pytest.fixture
 def slow(tmp_path) -> Iterator[Watched]:
-    with watched(tmp_path, rows=ROWS, migration=SLOW) as found:
+    another = {**DECLARED, "name": "another", "table": "public.others"}  # of the same database, not begun
+    with watched(tmp_path, rows=ROWS, migration=SLOW, more={"another": another}) as found:
         yield found
 
 

@@ -249,7 +249,7 @@ def test_tune_shows_what_was_tuned_and_what_is_declared(zdm, slow, defs):
     defs.write_text(defs.read_text().replace("batch_rows: 5", "batch_rows: 6, batch_target: 1s"))
     said = zdm("tune", NAME).stdout
     assert re.search(r"backfill\.batch_rows +7 +tuned; declared: 6\n", said)
-    assert re.search(r"backfill\.batch_target +250ms +declared: 1s, which holds from the next run on\n", said)
+    assert re.search(r"backfill\.batch_target +250ms +declared: 1s, which holds once Dagster has loaded it\n", said)
     assert "tuned;" not in zdm("tune", NAME, "--reset").stdout
     assert any("tuning reset" in e for e in json.loads(zdm("status", NAME, "--json").stdout)["events"])
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import dagster as dg
 import pytest
-from dagster._core.execution.backfill import PartitionBackfill
+from dagster._core.execution.backfill import BulkActionStatus, PartitionBackfill
 from dagster._core.test_utils import create_test_daemon_workspace_context, instance_for_test
 from dagster._core.workspace.context import WorkspaceProcessContext
 from dagster._core.workspace.load_target import ModuleTarget
@@ -307,6 +307,18 @@ def test_a_run_that_does_not_come_on_is_told_once(chain: InProcess) -> None:
     assert status(chain, run) == dg.DagsterRunStatus.STARTED
 
 
+def test_a_backfill_that_was_rolled_back_ends_quietly(chain: InProcess, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It was launched before, and goes on now: by Dagster, after a kill, or out of the queue."""
+    monkeypatch.setattr(continuation, "is_second_try", lambda _: True)
+    monkeypatch.setattr(continuation, "attempt", lambda _: 0)
+    result = chain.materialize("backfill", partitions=chain.ranges()[1:2])
+    assert result.success
+    assert chain.instance.get_materialized_partitions(key("backfill")) == set(chain.ranges()[:1])
+    run = chain.instance.get_run_by_id(result.run_id)
+    assert run is not None
+    assert run.tags["zdm/ended"] == "rolled back"
+
+
 # -- continuations ----------------------------------------------------------------------------------------------
 
 
@@ -440,10 +452,23 @@ def test_a_paused_run_executed_again_is_not_paused(queued: InProcess, workspace:
     assert len(of_backfill(queued)) == 1
 
 
+def test_what_dagster_starts_again_is_not_continued_too(queued: InProcess, workspace: WorkspaceProcessContext) -> None:
+    run = launched(queued, workspace)
+    died_while_handing_over(queued, run)
+    queued.instance.add_run_tags(run.run_id, {"dagster/will_retry": "true"})
+    resume(queued)
+    assert len(of_backfill(queued)) == 1
+
+
 def test_rollback_takes_what_waits_out_of_the_queue(queued: InProcess, workspace: WorkspaceProcessContext) -> None:
     run = launched(queued, workspace)
     continuation.mark(queued.instance, run, MIGRATION)
+    assert not queued.rollback("validated").success  # it is not there yet; the backfill goes on
+    assert [r.status for r in of_backfill(queued)] == [dg.DagsterRunStatus.QUEUED]
     assert queued.rollback("rolled_back").success
+    backfill = queued.instance.get_backfill("a1")
+    assert backfill is not None
+    assert backfill.status == BulkActionStatus.CANCELED
     assert [r.status for r in of_backfill(queued)] == [dg.DagsterRunStatus.CANCELED]
     pools.set_limit(queued.instance, MIGRATION, 0)
     for _ in range(3):

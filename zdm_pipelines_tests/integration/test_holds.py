@@ -124,7 +124,7 @@ def test_pause_and_resume(database):
     assert told == ["paused by operator: lunch", "paused by anna: an import", "resumed by operator", "resumed by anna"]
 
 
-@pytest.mark.parametrize("owner", ["signal:load", "signal:", "window", "ledger"])
+@pytest.mark.parametrize("owner", ["signal:load", "signal:", "window", "ledger", "*"])
 def test_nobody_speaks_for_a_signal(database, owner):
     with pytest.raises(SpecError, match="by what it speaks of"):
         pause.pause(replaced(), database, reason="x", owner=owner)

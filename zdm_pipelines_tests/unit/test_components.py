@@ -211,3 +211,13 @@ def test_progress_is_told_now_and_then(monkeypatch: pytest.MonkeyPatch) -> None:
         progress.add(10, "x")
     assert told[0] == "20 in 2 x"
     assert 60 < len(told) < 160
+
+
+def test_two_migrations_of_one_database(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    project = write_project(tmp_path)
+    declare(project, "another", document({**DECLARED, "name": "another", "table": "public.others"}))
+    defs = load(project, monkeypatch)
+    dg.Definitions.validate_loadable(defs)
+    jobs = {job.name for job in defs.get_repository_def().get_all_jobs()}
+    assert {"pause_another", f"pause_{NAME}"} <= jobs
+    assert [schedule.name for schedule in defs.schedules or []] == ["resume_app"]
