@@ -77,7 +77,8 @@ def run(
         yield from job.work(wanted)
     finally:
         job.close()
-    sessions.resilient(lambda: _finish(migration, url), thing=migration.name, tell=tell)
+    # The ranges reached it a moment ago: gone now, it is waited for.
+    sessions.resilient(lambda: _finish(migration, url), thing=migration.name, tell=tell, reached=True)
 
 
 def _begin(
