@@ -7,8 +7,8 @@ from typing import Any
 import dagster as dg
 from pydantic import Field
 
-from zdm_pipelines.components import books, continuation, describe, keys, metadata, pools, reasons
-from zdm_pipelines.components.database import DatabaseResource, resource_key
+from zdm_pipelines.components import books, continuation, database, describe, keys, metadata, pools, reasons
+from zdm_pipelines.components.database import resource_key
 from zdm_pipelines.components.failures import readable
 from zdm_pipelines.components.progress import Progress
 from zdm_pipelines.engine.batches import Moved
@@ -68,15 +68,6 @@ def _spec(migration: Migration, phase: Phase | str, **more: Any) -> dg.AssetSpec
     )
 
 
-def _database(context: dg.AssetExecutionContext, migration: Migration) -> DatabaseResource:
-    database: DatabaseResource = getattr(context.resources, resource_key(migration.database))
-    return database
-
-
-def _url(context: dg.AssetExecutionContext, migration: Migration) -> str:
-    return _database(context, migration).url()
-
-
 def _common(migration: Migration, phase: Phase | str) -> dict[str, Any]:
     return {
         "name": keys.op_name(migration, phase),
@@ -88,7 +79,7 @@ def _plan(migration: Migration) -> dg.AssetsDefinition:
     @dg.multi_asset(specs=[_spec(migration, keys.PLAN)], **_common(migration, keys.PLAN))
     def plan(context: dg.AssetExecutionContext) -> Iterator[dg.MaterializeResult[None]]:
         with readable():
-            url = _url(context, migration)
+            url = database.of(context, migration).url()
             now = status.read(migration, url).state
             if now == State.CONTRACTED:
                 raise StateConflict(migration.name, "is contracted", "there is nothing left to plan")
@@ -116,7 +107,7 @@ def _expand(migration: Migration) -> dg.AssetsDefinition:
     def expand_(context: dg.AssetExecutionContext) -> Iterator[dg.MaterializeResult[None]]:
         pools.begin(context.instance, migration)
         with readable():
-            url = _url(context, migration)
+            url = database.of(context, migration).url()
             report = expand.run(migration, url, look=preflight.look, tell=context.log.info)
             ranges = status.of_ranges(migration, url)
             steps = preflight.plan(migration, preflight.catalog_of(url, migration))
@@ -161,7 +152,7 @@ def _backfill(migration: Migration) -> dg.AssetsDefinition:
 
         wanted = list(context.partition_keys)
         with readable(), _handing_over(context, migration, wanted, done):
-            url = _url(context, migration)
+            url = database.of(context, migration).url()
             attempt = continuation.attempt(context.run)
             if attempt is None:
                 attempt = backfill.attempt_of(migration, url)
@@ -175,7 +166,7 @@ def _backfill(migration: Migration) -> dg.AssetsDefinition:
             moving = backfill.run(
                 migration,
                 url,
-                database=_database(context, migration).declared(),
+                database=database.of(context, migration).declared(),
                 partitions=wanted,
                 repair=config.repair,
                 run_id=context.run.run_id,
@@ -254,7 +245,7 @@ def _validate(migration: Migration) -> dg.AssetsDefinition:
     ) -> Iterator[dg.MaterializeResult[None] | dg.AssetCheckResult]:
         with readable():
             report = validate.run(
-                migration, _url(context, migration), tell=context.log.info, compared=_comparing(context)
+                migration, database.of(context, migration).url(), tell=context.log.info, compared=_comparing(context)
             )
         results = [
             dg.AssetCheckResult(
@@ -289,7 +280,7 @@ def _switch_reads(migration: Migration) -> dg.AssetsDefinition:
     ) -> Iterator[dg.MaterializeResult[None]]:
         with readable():
             report = switch_reads.run(
-                migration, _url(context, migration), percent=config.percent, tell=context.log.info
+                migration, database.of(context, migration).url(), percent=config.percent, tell=context.log.info
             )
         yield dg.MaterializeResult(
             asset_key=keys.asset_key(migration, Phase.SWITCH_READS),
@@ -314,7 +305,7 @@ def _contract(migration: Migration) -> dg.AssetsDefinition:
         context: dg.AssetExecutionContext,
     ) -> Iterator[dg.MaterializeResult[None] | dg.AssetObservation]:
         with readable():
-            url = _url(context, migration)
+            url = database.of(context, migration).url()
             report = contract.run(
                 migration,
                 url,

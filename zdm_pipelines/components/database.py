@@ -40,6 +40,12 @@ class DatabaseResource(dg.ConfigurableResource[None]):
         return self.declared().url()
 
 
+def of(context: dg.OpExecutionContext | dg.AssetExecutionContext, migration: model.Migration) -> DatabaseResource:
+    """The database of a migration, among the resources of a run."""
+    found: DatabaseResource = getattr(context.resources, resource_key(migration.database))
+    return found
+
+
 @dg.scaffold_with(DatabaseScaffolder)
 class Database(dg.Component):
     """A database that migrations name. Its URL stays in the environment and is read by runs only."""

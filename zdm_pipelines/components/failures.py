@@ -8,7 +8,7 @@ from contextlib import contextmanager
 import dagster as dg
 
 from zdm_pipelines.components.metadata import Metadata, bullets
-from zdm_pipelines.model.errors import GateRefused, ParityMismatch, PreflightError, ZdmError
+from zdm_pipelines.model.errors import GateRefused, ParityMismatch, PreflightError, Throttled, ZdmError
 
 
 @contextmanager
@@ -26,7 +26,7 @@ def readable() -> Iterator[None]:
 
 def _facts(error: ZdmError) -> Metadata:
     facts: Metadata = {}
-    if isinstance(error, GateRefused):
+    if isinstance(error, (GateRefused, Throttled)):
         facts["reasons"] = bullets(error.reasons)
     elif isinstance(error, PreflightError):
         facts["problems"] = bullets([str(problem) for problem in error.problems])

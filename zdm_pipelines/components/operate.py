@@ -1,15 +1,12 @@
 """Operate: the jobs that pause, resume and tune a migration from the UI, with one click."""
 
-from collections.abc import Callable
 from typing import Any
 
 import dagster as dg
 import yaml
 from pydantic import Field
 
-from zdm_pipelines.components import keys, pools
-from zdm_pipelines.components.database import DatabaseResource, resource_key
-from zdm_pipelines.components.failures import readable
+from zdm_pipelines.components import database, jobs, pools
 from zdm_pipelines.engine import holds
 from zdm_pipelines.model.errors import SpecError
 from zdm_pipelines.model.migration import Migration
@@ -46,14 +43,14 @@ def of_migration(migration: Migration) -> list[dg.JobDefinition]:
     """The jobs pause_<name>, resume_<name> and tune_<name>."""
 
     def pause_(context: dg.OpExecutionContext, config: PauseConfig) -> None:
-        url = _url(context, migration)
+        url = database.of(context, migration).url()
         standing = pause.pause(migration, url, reason=config.reason, owner=config.owner, every=config.database)
         pools.shut(context.instance, migration)
         for hold in standing:
             context.log.info("held by %s%s: %s", hold.owner, _scope(hold), hold.reason)
 
     def resume(context: dg.OpExecutionContext, config: ResumeConfig) -> None:
-        url = _url(context, migration)
+        url = database.of(context, migration).url()
         pause.resume(migration, url, owner=config.owner, every=config.database)
         against = watch.against(migration, url)
         for hold in against:
@@ -63,7 +60,7 @@ def of_migration(migration: Migration) -> list[dg.JobDefinition]:
             context.log.info("nothing stands against writing any more")
 
     def tune(context: dg.OpExecutionContext, config: TuneConfig) -> None:
-        url = _url(context, migration)
+        url = database.of(context, migration).url()
         if config.reset:
             pause.reset(migration, url)
         if config.settings.strip():
@@ -76,9 +73,11 @@ def of_migration(migration: Migration) -> list[dg.JobDefinition]:
 
     name, old = migration.name, migration.change.old
     return [
-        _job(migration, "pause", pause_, f"Stops the backfill of {name} at its next batch, until it is resumed."),
-        _job(migration, "resume", resume, f"Lifts an operator's hold on {name}; others, of signals say, stay."),
-        _job(migration, "tune", tune, f"Changes batch size, rest and limits of {name} while it moves `{old}`."),
+        jobs.of_verb(
+            migration, "pause", pause_, f"Stops the backfill of {name} at its next batch, until it is resumed."
+        ),
+        jobs.of_verb(migration, "resume", resume, f"Lifts an operator's hold on {name}; others, of signals say, stay."),
+        jobs.of_verb(migration, "tune", tune, f"Changes batch size, rest and limits of {name} while it moves `{old}`."),
     ]
 
 
@@ -89,11 +88,6 @@ def _scope(hold: Hold) -> str:
     return " on the whole database" if hold.migration == holds.EVERY else ""
 
 
-def _url(context: dg.OpExecutionContext, migration: Migration) -> str:
-    database: DatabaseResource = getattr(context.resources, resource_key(migration.database))
-    return database.url()
-
-
 def _parsed(migration: Migration, text: str) -> dict[str, Any]:
     try:
         found = yaml.safe_load(text)
@@ -102,29 +96,3 @@ def _parsed(migration: Migration, text: str) -> dict[str, Any]:
     if not isinstance(found, dict):
         raise SpecError(f"{migration.name} settings", "are no sections", "write as backfill: {batch_rows: 500}")
     return found
-
-
-def _job(migration: Migration, verb: str, work: Callable[..., None], description: str) -> dg.JobDefinition:
-    key = resource_key(migration.database)
-
-    def op_(context: dg.OpExecutionContext, config: Any) -> None:
-        with readable():
-            work(context, config)
-
-    op_.__annotations__ = dict(work.__annotations__)
-    op = dg.op(
-        name=keys.op_name(migration, verb),
-        required_resource_keys={key},
-        out=dg.Out(dg.Nothing, is_required=False),
-    )(op_)
-
-    @dg.job(
-        name=f"{verb}_{migration.name}",
-        description=description,
-        tags={"zdm/migration": migration.name},
-        executor_def=dg.in_process_executor,
-    )
-    def job() -> None:
-        op()
-
-    return job

@@ -32,12 +32,10 @@ def begin(instance: dg.DagsterInstance, migration: Migration) -> None:
         set_limit(instance, migration, migration.backfill.max_runs)
 
 
-def shut(instance: dg.DagsterInstance, migration: Migration) -> bool:
-    """Let no run through; true when some were let through before. What runs already waits by itself."""
-    if limit(instance, migration) == 0:
-        return False
-    set_limit(instance, migration, 0)
-    return True
+def shut(instance: dg.DagsterInstance, migration: Migration) -> None:
+    """Let no run through. What runs already waits by itself."""
+    if limit(instance, migration) != 0:
+        set_limit(instance, migration, 0)
 
 
 def widen(instance: dg.DagsterInstance, migration: Migration) -> bool:

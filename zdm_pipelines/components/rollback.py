@@ -5,9 +5,7 @@ from enum import StrEnum
 import dagster as dg
 from pydantic import Field
 
-from zdm_pipelines.components import books, continuation, keys
-from zdm_pipelines.components.database import DatabaseResource, resource_key
-from zdm_pipelines.components.failures import readable
+from zdm_pipelines.components import books, continuation, database, jobs
 from zdm_pipelines.model.migration import Migration
 from zdm_pipelines.model.states import State
 from zdm_pipelines.phases import rollback, status
@@ -37,36 +35,21 @@ class RollbackConfig(dg.Config):
 
 
 def of_migration(migration: Migration) -> dg.JobDefinition:
-    """The rollback job of a migration. It is in no pool: going back must not wait behind what it undoes."""
-    name = f"rollback_{migration.name}"
-    key = resource_key(migration.database)
+    """The rollback job of a migration."""
 
-    @dg.op(
-        name=keys.op_name(migration, "rollback"),
-        required_resource_keys={key},
-        out=dg.Out(dg.Nothing, is_required=False),
-    )
     def undo(context: dg.OpExecutionContext, config: RollbackConfig) -> None:
-        database: DatabaseResource = getattr(context.resources, key)
-        with readable():
-            url = database.url()
-            if config.to in (Target.expanded, Target.rolled_back):  # what is paused would move the rows again
-                for line in continuation.cancel(context.instance, migration):
-                    context.log.info("%s", line)
-            state = rollback.run(migration, url, to=State(config.to.value), force=config.force, tell=context.log.info)
-            ranges = status.of_ranges(migration, url) if state != State.ROLLED_BACK else []
+        url = database.of(context, migration).url()
+        if config.to in (Target.expanded, Target.rolled_back):  # what is paused would move the rows again
+            for line in continuation.cancel(context.instance, migration):
+                context.log.info("%s", line)
+        state = rollback.run(migration, url, to=State(config.to.value), force=config.force, tell=context.log.info)
+        ranges = status.of_ranges(migration, url) if state != State.ROLLED_BACK else []
         for line in books.correct(context.instance, migration, state, ranges):
             context.log.info(line)
         context.log.info("%s is %s", migration.name, state)
 
-    @dg.job(
-        name=name,
-        description=f"Takes {migration.name} back, phase by phase, to the state `to`. Possible until contract has "
-        f"dropped `{migration.change.old}`.",
-        tags={"zdm/migration": migration.name},
-        executor_def=dg.in_process_executor,
+    description = (
+        f"Takes {migration.name} back, phase by phase, to the state `to`. Possible until contract has dropped "
+        f"`{migration.change.old}`."
     )
-    def job() -> None:
-        undo()
-
-    return job
+    return jobs.of_verb(migration, "rollback", undo, description)

@@ -35,17 +35,15 @@ def declared(migration: Migration) -> Settings:
     return Settings(backfill=migration.backfill, throttle=migration.throttle, allowed=migration.allowed)
 
 
-def publish(conn: Connection, migration: Migration) -> bool:
-    """Tell running backfills what the code declares; true when that is news."""
+def publish(conn: Connection, migration: Migration) -> None:
+    """Tell running backfills what the code declares."""
     text = json.dumps(declared(migration).model_dump(mode="json"))
-    return bool(
-        query(
-            conn,
-            "INSERT INTO zdm.tuning AS t (migration, declared) VALUES ($1, $2::jsonb) ON CONFLICT (migration) "
-            "DO UPDATE SET declared = excluded.declared, changed_at = clock_timestamp() "
-            "WHERE t.declared <> excluded.declared RETURNING 1",
-            [migration.name, text],
-        )
+    query(
+        conn,
+        "INSERT INTO zdm.tuning AS t (migration, declared) VALUES ($1, $2::jsonb) ON CONFLICT (migration) "
+        "DO UPDATE SET declared = excluded.declared, changed_at = clock_timestamp() "
+        "WHERE t.declared <> excluded.declared",
+        [migration.name, text],
     )
 
 
