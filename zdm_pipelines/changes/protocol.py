@@ -38,8 +38,13 @@ class Change(Protocol):
         """Names of the triggers that keep both shapes in sync."""
         ...
 
-    def move(self, lower: Key | None, upper: Key | None, *, repair: bool = False) -> tuple[str, list[list[str]]]:
-        """One batch of the backfill; with `repair`, rows that disagree are taken from the old shape."""
+    def move(
+        self, lower: Key | None, upper: Key | None, *, repair: bool = False, among: str = "", limit: int | None = None
+    ) -> tuple[str, list[list[str]]]:
+        """One batch of the backfill: all rows that wait in an interval, or at most `limit` of those that `among` picks.
+
+        With `repair`, rows that disagree are taken from the old shape.
+        """
         ...
 
     def unmoved_keys(

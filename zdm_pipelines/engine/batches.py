@@ -30,7 +30,9 @@ _TRIES = 5  # of one batch, when the server cancels it (deadlock, serialization,
 class BatchSql(Protocol):
     """The statements of one kind of change, over the parameters that they return."""
 
-    def move(self, lower: Key | None, upper: Key | None, *, repair: bool = False) -> tuple[str, list[list[str]]]: ...
+    def move(
+        self, lower: Key | None, upper: Key | None, *, repair: bool = False, among: str = "", limit: int | None = None
+    ) -> tuple[str, list[list[str]]]: ...
     def count_unmoved(
         self, lower: Key | None, upper: Key | None, *, repair: bool = False
     ) -> tuple[str, list[list[str]]]: ...

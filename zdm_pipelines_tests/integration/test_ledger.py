@@ -314,7 +314,7 @@ def test_backfill_upgrades_the_ledger_and_goes_on(old_ledger: str) -> None:
         throttle={"replication_lag": {"pause_above": "60s"}, "wal_rate": {"pause_above": "1TB"}},
     )
     assert sum(moved.rows for moved in backfilled(m, old_ledger)) == 200
-    assert version(old_ledger) == "0002"
+    assert version(old_ledger) == "0003"
     assert state(m, old_ledger) == State.BACKFILLED
     assert one(old_ledger, "SELECT sum(rows) FROM zdm.range") == 300
     walk(m, old_ledger, State.CONTRACTED)
@@ -342,7 +342,7 @@ def test_several_who_find_an_old_ledger_upgrade_it_once(old_ledger: str) -> None
 )
 def test_whoever_steers_upgrades_the_ledger(old_ledger: str, call: Callable[[str], Any]) -> None:
     call(old_ledger)
-    assert version(old_ledger) == "0002"
+    assert version(old_ledger) == "0003"
     pause.pause(M, old_ledger, reason="dinner")
     assert [h.reason for h in status.read(M, old_ledger).holds] == ["dinner"]
     assert [h.reason for h in watch.against(M, old_ledger)] == ["dinner"]
@@ -362,4 +362,4 @@ def test_the_other_phases_go_on_with_an_old_ledger(url: str, target: State) -> N
 def test_a_rollback_with_an_old_ledger(old_ledger: str) -> None:
     rollback.run(M, old_ledger, to=State.ROLLED_BACK)
     expanded(M, old_ledger)
-    assert version(old_ledger) == "0002"
+    assert version(old_ledger) == "0003"

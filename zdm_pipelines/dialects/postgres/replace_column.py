@@ -210,19 +210,25 @@ END $zdm_sync$"""
         """Predicate: the two shapes disagree."""
         return f"NOT (({self.same_up}) OR ({self.same_down}))"
 
-    def move(self, lower: Key | None, upper: Key | None, *, repair: bool = False) -> tuple[str, list[list[str]]]:
+    def move(
+        self, lower: Key | None, upper: Key | None, *, repair: bool = False, among: str = "", limit: int | None = None
+    ) -> tuple[str, list[list[str]]]:
         """One batch. Rows that the application has locked are passed over: we never wait for it, nor deadlock.
 
         Args:
             repair: take rows that disagree from the old shape, instead of those never written in the new one.
+            among: a predicate that picks some of them; default: all.
+            limit: most rows to move; default: all.
         """
         interval, params = keys.between(self.catalog.key, lower, upper)
         wanted = self.disagreeing if repair else self.unmoved
+        picked = f" AND {among}" if among else ""
+        limited = "" if limit is None else f"LIMIT {limit} "
         sql = f"""\
 WITH zdm_batch AS MATERIALIZED (
   SELECT ctid AS zdm_ctid FROM ONLY {self.table} AS {self.alias}
-  WHERE {interval} AND {wanted}
-  FOR NO KEY UPDATE SKIP LOCKED
+  WHERE {interval}{picked} AND {wanted}
+  {limited}FOR NO KEY UPDATE SKIP LOCKED
 )
 UPDATE ONLY {self.table} AS {self.alias} SET {quote(self.new)} = {expression(self.change.up)}
 FROM zdm_batch WHERE {self.alias}.ctid = zdm_ctid"""
