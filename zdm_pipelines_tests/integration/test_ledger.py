@@ -10,6 +10,9 @@ from typing import Any
 
 import psycopg
 import pytest
+from alembic import command
+from sqlalchemy import create_engine
+from sqlalchemy.pool import NullPool
 
 from zdm_pipelines.dialects.postgres.connection import connected
 from zdm_pipelines.engine import ledger, sessions, tuning
@@ -281,8 +284,10 @@ def test_phases_say_what_to_run_first(url: str, where: State) -> None:
 
 
 def as_before(url: str) -> None:
-    """What version 0001 left: no holds, no tuning, no heartbeat."""
-    sql(url, "DROP TABLE zdm.hold, zdm.tuning, zdm.heartbeat; UPDATE zdm.schema_version SET version_num = '0001'")
+    """What version 0001 left: no holds, no tuning, no heartbeat, no proofs."""
+    engine = create_engine(url.replace("postgresql:", "postgresql+psycopg:"), poolclass=NullPool)
+    with engine.begin() as connection:
+        command.downgrade(ledger._alembic(connection), "0001")
 
 
 def version(url: str) -> str:
