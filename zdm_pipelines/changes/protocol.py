@@ -34,6 +34,10 @@ class Change(Protocol):
         """Present name of the column that contract renames and drops."""
         ...
 
+    def new_relation(self) -> str:
+        """Name of the column that the backfill writes."""
+        ...
+
     def sync_triggers(self) -> tuple[str, ...]:
         """Names of the triggers that keep both shapes in sync."""
         ...

@@ -302,5 +302,8 @@ class ReplaceColumnChange:
     def old_relation(self) -> str:
         return self._sql.old
 
+    def new_relation(self) -> str:
+        return self._sql.new
+
     def sync_triggers(self) -> tuple[str, ...]:
         return tuple(self._sql.trigger(event) for event in ("insert", "update"))

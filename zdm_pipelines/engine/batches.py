@@ -13,10 +13,11 @@ from typing import Protocol
 import psycopg
 from psycopg import errors
 
-from zdm_pipelines.dialects.postgres import keys
+from zdm_pipelines.dialects.postgres import keys, strides
 from zdm_pipelines.dialects.postgres.connection import Connection, of_data, query, safe, scalar
 from zdm_pipelines.engine.locks import holders
 from zdm_pipelines.engine.pace import Pace
+from zdm_pipelines.engine.strides import Strides
 from zdm_pipelines.model.errors import LockNotAcquired, MappingFailed, MigrationBusy, StateConflict
 from zdm_pipelines.model.values import Catalog, Key, KeyRange
 
@@ -24,7 +25,21 @@ _REVISIT_SECONDS = 0.2  # first pause before rows that the application held are 
 _LONGEST_REVISIT = 5.0
 _FEW = 50  # rows that are worth queueing for one by one
 _QUEUE_SECONDS = 0.5  # how long for each; below deadlock_timeout, and others may have more luck
+_FILLED = 0.9  # of a batch's size: what a pass of a window finds on average
 _TRIES = 5  # of one batch, when the server cancels it (deadlock, serialization, recovery conflict)
+
+
+# The statement that moves rows, and in the same statement what the ledger says of it.
+_TOGETHER = """\
+WITH zdm_moved AS (
+{move}
+RETURNING 1
+), zdm_did AS (SELECT count(*) AS zdm_rows FROM zdm_moved)
+UPDATE zdm.range SET rows = rows + zdm_rows, batches = batches + 1,
+  hot = hot + pg_stat_get_xact_tuples_hot_updated(${oid}) - current_setting('zdm.hot')::bigint,
+  checkpoint = CASE WHEN zdm_rows = ${unless} THEN checkpoint ELSE coalesce(${upper}::text[], checkpoint) END
+FROM zdm_did WHERE migration_id = ${migration} AND ordinal = ${ordinal}
+RETURNING zdm_rows, pg_stat_get_xact_tuples_hot_updated(${oid}) - current_setting('zdm.hot')::bigint"""
 
 
 class BatchSql(Protocol):
@@ -55,6 +70,7 @@ class Moved:
     done: bool
     batch_rows: int  # present size of a batch
     already: int = 0  # rows moved by earlier runs of this range
+    hot: int = 0  # rows moved in place (heap-only): no index was touched
 
 
 Tell = Callable[[Moved], None]
@@ -78,6 +94,32 @@ class Control(Protocol):
         ...
 
 
+@dataclass(kw_only=True)
+class _Window:
+    """An interval of keys whose rows are moved in so many passes."""
+
+    lower: Key | None
+    passes: int
+    upper: Key | None = None  # None: to the range's end
+    measured: bool = False
+
+    def rows(self, size: int) -> int:
+        """How many rows it spans, for batches of a size. A pass stays below it, though rows spread unevenly."""
+        return size if self.passes == 1 else max(1, int(size * self.passes * _FILLED))
+
+    def end(self, wanted: KeyRange) -> Key | None:
+        """Where it ends."""
+        return self.upper if self.upper is not None else wanted.upper
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Done:
+    """What a transaction did."""
+
+    rows: int
+    hot: int
+
+
 class RangeWorker:
     """Moves one range on one connection, which holds the range's lock."""
 
@@ -90,6 +132,7 @@ class RangeWorker:
         catalog: Catalog,
         sql: BatchSql,
         control: Control,
+        strides: Strides,
         patience: float,
         tell: Tell,
         repair: bool = False,
@@ -100,10 +143,11 @@ class RangeWorker:
         self.catalog = catalog
         self.sql = sql
         self.control = control
+        self.strides = strides
         self.patience = patience
         self.tell = tell
         self.repair = repair
-        self.rows = self.batches = self.retries = 0
+        self.rows = self.hot = self.batches = self.retries = 0
         self._waited = 0.0  # seconds for a turn
 
     def run(self, wanted: KeyRange) -> Moved:
@@ -120,11 +164,7 @@ class RangeWorker:
             [self.migration_id, wanted.ordinal],
         )
         if not found:
-            raise StateConflict(
-                f"{self.name} range {wanted.partition}",
-                "is not in the ledger any more: the ranges were cut anew meanwhile",
-                "materialize the ranges that are missing now",
-            )
+            raise self._gone(wanted)
         row = found[0]
         checkpoint, done, already = (row[0] and tuple(row[0])), row[1], row[2]
         if not done:
@@ -133,7 +173,7 @@ class RangeWorker:
         moved = Moved(
             partition=wanted.partition, rows=self.rows, batches=self.batches, retries=self.retries,
             seconds=time.monotonic() - begun, wal_bytes=max(0, self._wal() - wal), done=True,
-            batch_rows=self.control.pace.rows, already=already,
+            batch_rows=self.control.pace.rows, already=already, hot=self.hot,
         )  # fmt: skip
         query(
             self.conn,
@@ -153,13 +193,17 @@ class RangeWorker:
         return int(scalar(self.conn, "SELECT pg_current_wal_insert_lsn() - '0/0'::pg_lsn"))
 
     def _pass(self, wanted: KeyRange, start: Key | None, *, first: bool) -> None:
+        """Move what waits, window by window, from a key to the range's end."""
         at = start
         while True:
-            upper, took = self._batch(wanted, at, first=first)
-            self.control.rest(took)
-            if upper is None:
+            # What is left of an earlier pass lies far apart: there is nothing to spread.
+            window = _Window(lower=at, passes=self.strides.passes if first else 1)
+            for number in range(window.passes):
+                while self._batch(wanted, window, number, first=first):
+                    pass
+            if window.upper is None:
                 return
-            at = upper
+            at = window.upper
 
     def _next(self, lower: Key | None, end: Key | None, rows: int) -> Key | None:
         """The key so many rows on, None when the range ends before; one index probe."""
@@ -172,19 +216,18 @@ class RangeWorker:
         )
         return tuple(found[0][0]) if found else None
 
-    def _batch(self, wanted: KeyRange, lower: Key | None, *, first: bool) -> tuple[Key | None, float]:
-        """Move the next rows: where they end (None: with the range), and the seconds it took."""
+    def _batch(self, wanted: KeyRange, window: _Window, number: int, *, first: bool) -> bool:
+        """One transaction of a window's pass; true when the pass may have more rows."""
         size, attempt, blocked_since = self.control.pace.next_rows, 1, 0.0
-        upper: Key | None = None
-        rows, begun = 0, time.monotonic()
+        done, begun = _Done(rows=0, hot=0), time.monotonic()
         while True:
-            end = wanted.upper
             try:
                 with self._turn():
                     begun = time.monotonic()
-                    upper = self._next(lower, wanted.upper, size)
-                    end = upper if upper is not None else wanted.upper
-                    rows = self._commit(wanted, lower, end, first=first, alone=size == 1)
+                    if not window.measured or window.passes == 1:
+                        window.upper = self._next(window.lower, wanted.upper, window.rows(size))
+                        window.measured = True
+                    done = self._commit(wanted, window, number, size, first=first)
                 break
             except errors.LockNotAvailable:
                 # Somebody rewrites the table or builds an index on it: that is waited for like a held row.
@@ -212,18 +255,24 @@ class RangeWorker:
             except psycopg.Error as error:
                 if not of_data(error):
                     raise
-                raise self._failing_row(lower, end, error) from None
+                raise self._failing_row(window.lower, window.end(wanted), error) from None
         took = time.monotonic() - begun
+        self._count(wanted, done, took, size)
+        self.strides.moved(self.conn, number, done.rows, done.hot)
+        self.control.rest(took)
+        return window.passes > 1 and done.rows == size
+
+    def _count(self, wanted: KeyRange, done: _Done, took: float, size: int) -> None:
         self.control.pace.took(took, size)
-        self.rows += rows
+        self.rows += done.rows
+        self.hot += done.hot
         self.batches += 1
         self.tell(
             Moved(
-                partition=wanted.partition, rows=rows, batches=1, retries=0, seconds=took, wal_bytes=0, done=False,
-                batch_rows=self.control.pace.rows,
+                partition=wanted.partition, rows=done.rows, batches=1, retries=0, seconds=took, wal_bytes=0, done=False,
+                batch_rows=self.control.pace.rows, hot=done.hot,
             )
         )  # fmt: skip
-        return upper, took
 
     @contextmanager
     def _turn(self) -> Iterator[None]:
@@ -236,48 +285,77 @@ class RangeWorker:
         """A clock that stands still while this range waits for its turn: patience is for trying."""
         return time.monotonic() - self._waited
 
-    def _commit(self, wanted: KeyRange, lower: Key | None, upper: Key | None, *, first: bool, alone: bool) -> int:
-        statement = self.sql.move(lower, upper, repair=self.repair)
-        # Rows are not waited for; the lock time-out guards against schema changes of others.
-        return self._transact(wanted, statement, upper=upper if first else None, lock_timeout=2.0, alone=alone)
+    def _commit(self, wanted: KeyRange, window: _Window, number: int, size: int, *, first: bool) -> _Done:
+        end = window.end(wanted)
+        if window.passes == 1:
+            statement = self.sql.move(window.lower, end, repair=self.repair)
+        else:
+            among = strides.among(self.catalog.key, window.passes, number)
+            statement = self.sql.move(window.lower, end, repair=self.repair, among=among, limit=size)
+        return self._transact(
+            wanted,
+            statement,
+            upper=end if first and number == window.passes - 1 else None,
+            unless=size if window.passes > 1 else None,
+            # Rows are not waited for; this guards against schema changes of others.
+            lock_timeout=2.0,
+            alone=size == 1,
+        )
 
     def _transact(
         self,
         wanted: KeyRange,
         statement: tuple[str, list[list[str]]],
         *,
-        upper: Key | None,
+        upper: Key | None = None,
+        unless: int | None = None,
         lock_timeout: float,
         alone: bool,
-    ) -> int:
-        """Rows and checkpoint in one transaction; gives the rows moved.
+    ) -> _Done:
+        """Rows and checkpoint in one transaction, sent at once: its locks do not wait for our next word.
 
         Args:
+            upper: the new checkpoint.
+            unless: so many rows were moved: then there may be more, and the checkpoint stays.
             alone: it is one row, which cannot be split: it may take what it takes.
         """
         sql, params = statement
-        with self.conn.transaction():
+        n = len(params)
+        with self.conn.pipeline(), self.conn.transaction():
             # Off is safe: a crash loses rows and checkpoint together.
-            query(
-                self.conn,
+            self.conn.execute(
                 "SELECT set_config('synchronous_commit', 'off', true), set_config('zdm.backfill', 'on', true), "
                 "set_config('lock_timeout', $1, true), set_config('statement_timeout', $2, true), "
                 # A batch goes by the key's index, whatever the statistics say of a table that changes under them.
                 "set_config('enable_seqscan', 'off', true), set_config('enable_hashjoin', 'off', true), "
-                "set_config('enable_mergejoin', 'off', true)",
+                "set_config('enable_mergejoin', 'off', true), "
+                "set_config('zdm.hot', pg_stat_get_xact_tuples_hot_updated($3)::text, true)",
                 [
                     f"{round(lock_timeout * 1000)}ms",
                     f"{0 if alone else round(self.control.statement_timeout() * 1000)}ms",
+                    self.catalog.oid,
                 ],
             )
-            rows = self.conn.execute(sql.encode(), params).rowcount
-            query(
-                self.conn,
-                "UPDATE zdm.range SET checkpoint = coalesce($3::text[], checkpoint), rows = rows + $4, "
-                "batches = batches + 1 WHERE migration_id = $1 AND ordinal = $2",
-                [self.migration_id, wanted.ordinal, list(upper) if upper is not None else None, rows],
-            )
-        return rows
+            moved = self.conn.execute(
+                _TOGETHER.format(
+                    move=sql, migration=n + 1, ordinal=n + 2, upper=n + 3, unless=n + 4, oid=n + 5
+                ).encode(),
+                [
+                    *params, self.migration_id, wanted.ordinal, list(upper) if upper is not None else None,
+                    -1 if unless is None else unless, self.catalog.oid,
+                ],
+            )  # fmt: skip
+        found = moved.fetchone()
+        if found is None:
+            raise self._gone(wanted)
+        return _Done(rows=found[0], hot=found[1])
+
+    def _gone(self, wanted: KeyRange) -> StateConflict:
+        return StateConflict(
+            f"{self.name} range {wanted.partition}",
+            "is not in the ledger any more: the ranges were cut anew meanwhile",
+            "materialize the ranges that are missing now",
+        )
 
     def _revisit(self, wanted: KeyRange) -> None:
         """Come back for rows that the application held, until none is left."""
@@ -308,7 +386,7 @@ class RangeWorker:
         for (key,) in left:
             with self._turn(), contextlib.suppress(errors.LockNotAvailable):
                 statement = self.sql.move_one(tuple(key), repair=self.repair)
-                self.rows += self._transact(wanted, statement, upper=None, lock_timeout=_QUEUE_SECONDS, alone=True)
+                self.rows += self._transact(wanted, statement, lock_timeout=_QUEUE_SECONDS, alone=True).rows
 
     def _counted(self, wanted: KeyRange, sql: str, params: list[list[str]]) -> int:
         try:

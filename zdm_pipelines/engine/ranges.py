@@ -129,14 +129,15 @@ def progress(conn: Connection, migration_id: int) -> list[RangeProgress]:
     rows = query(
         conn,
         "SELECT ordinal, partition, lower, upper, checkpoint, done_at IS NOT NULL, rows, batches, retries, seconds, "
-        "wal_bytes FROM zdm.range WHERE migration_id = $1",
+        # A ledger made by an earlier version may be looked at without being changed.
+        "wal_bytes, coalesce((to_jsonb(r) ->> 'hot')::bigint, 0) FROM zdm.range AS r WHERE migration_id = $1",
         [migration_id],
     )
     found = [
         RangeProgress(
             range=KeyRange(ordinal=r[0], partition=r[1], lower=r[2] and tuple(r[2]), upper=r[3] and tuple(r[3])),
             checkpoint=r[4] and tuple(r[4]), done=r[5],
-            rows=r[6], batches=r[7], retries=r[8], seconds=r[9], wal_bytes=r[10],
+            rows=r[6], batches=r[7], retries=r[8], seconds=r[9], wal_bytes=r[10], hot=r[11],
         )
         for r in rows
     ]  # fmt: skip
@@ -210,6 +211,6 @@ def reset(conn: Connection, migration_id: int) -> None:
     query(
         conn,
         "UPDATE zdm.range SET checkpoint = NULL, done_at = NULL, rows = 0, batches = 0, retries = 0, seconds = 0, "
-        "wal_bytes = 0 WHERE migration_id = $1",
+        "wal_bytes = 0, hot = 0, proof = NULL WHERE migration_id = $1",
         [migration_id],
     )

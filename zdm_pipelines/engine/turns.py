@@ -34,6 +34,11 @@ class Turns:
         """Workers that may write at once."""
         return self.governor.settings.backfill.max_parallel
 
+    @property
+    def passes(self) -> int | None:
+        """Passes of a window, as declared or tuned; None: by the table's statistics."""
+        return self.governor.settings.backfill.passes
+
     def ready(self) -> None:
         """Wait until writing may go on."""
         if self._stop.is_set():

@@ -58,6 +58,11 @@ class Backfill(Declared):
         gt=0,
         description="Batches shrink when they take longer than this and grow back up to batch_rows.",
     )
+    passes: Literal[1, 2, 4, 8, 16] | None = Field(
+        default=None,
+        description="Passes in which the rows of neighbouring pages are moved, so that later ones find room in their "
+        "page; 1: plain batches; default: by the table's statistics.",
+    )
     max_parallel: Annotated[int, Field(gt=0, le=32, strict=True)] = Field(
         default=2, description="Ranges moved at once, over all runs and machines."
     )

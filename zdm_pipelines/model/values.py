@@ -35,6 +35,7 @@ class RangeProgress:
     retries: int
     seconds: float
     wal_bytes: int
+    hot: int  # rows moved in place (heap-only): no index was touched
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,10 +11,12 @@ from contextlib import contextmanager
 import psycopg
 
 from zdm_pipelines.changes import bind
+from zdm_pipelines.dialects.postgres import strides
 from zdm_pipelines.dialects.postgres.connection import Connection, connected
 from zdm_pipelines.engine import ledger, ranges, sessions, tuning
 from zdm_pipelines.engine.batches import Moved, RangeWorker
 from zdm_pipelines.engine.signals import Surroundings
+from zdm_pipelines.engine.strides import Strides, choose
 from zdm_pipelines.engine.throttle import Governor
 from zdm_pipelines.engine.turns import Stopped, Turns
 from zdm_pipelines.model.errors import MigrationBusy, RolledBack, SpecError, StateConflict
@@ -68,11 +70,22 @@ def run(
     Raises:
         StateConflict, MigrationBusy, LockNotAcquired, MappingFailed, Throttled, DatabaseUnreachable, OutcomeUnknown
     """
-    entry, wanted, began = sessions.resilient(
+    entry, wanted, began, passes = sessions.resilient(
         lambda: _begin(migration, url, partitions, repair, attempt), thing=migration.name, tell=tell
     )
     declared = database or Database(name=migration.database)
-    job = _Job(migration, url, entry, declared, began=began, run_id=run_id, repair=repair, tell=tell, batch=batch)
+    job = _Job(
+        migration,
+        url,
+        entry,
+        declared,
+        began=began,
+        passes=passes,
+        run_id=run_id,
+        repair=repair,
+        tell=tell,
+        batch=batch,
+    )
     try:
         yield from job.work(wanted)
     finally:
@@ -83,7 +96,7 @@ def run(
 
 def _begin(
     migration: Migration, url: str, partitions: Sequence[str] | None, repair: bool, attempt: int | None
-) -> tuple[ledger.Entry, list[KeyRange], int]:
+) -> tuple[ledger.Entry, list[KeyRange], int, int]:
     with sessions.session(url, migration, purpose="backfill", shared=True) as conn:
         if attempt is not None and (before := ledger.find(conn, migration.name)) is not None:
             _same_attempt(conn, before, attempt)  # first: what was rolled back may be in any state
@@ -105,7 +118,8 @@ def _begin(
                     "materialize expand, which lists the ranges anew",
                 )
             wanted = [by_key[p] for p in partitions]
-        return entry, wanted, began
+        heap = strides.heap(conn, entry.catalog, bind(migration, entry.catalog).new_relation())
+        return entry, wanted, began, choose(heap)
 
 
 def attempt_of(migration: Migration, url: str) -> int:
@@ -174,6 +188,7 @@ class _Job:
         database: Database,
         *,
         began: int,
+        passes: int,
         run_id: str | None,
         repair: bool,
         tell: sessions.Tell,
@@ -192,6 +207,7 @@ class _Job:
         self.control = Turns(
             Governor(migration, around, run=run_id, tell=tell), places=database.max_parallel, stop=self.stop
         )
+        self.strides = Strides(lambda: self.control.passes or passes, tell=tell)
         self.workers: list[threading.Thread] = []
 
     def work(self, wanted: Sequence[KeyRange]) -> Iterator[Moved]:
@@ -273,7 +289,8 @@ class _Job:
                 entry_state = entry.state
             moved = RangeWorker(
                 conn, migration_id=entry.id, name=name, catalog=entry.catalog, sql=self.change,
-                control=self.control, patience=self.migration.locks.give_up_after, tell=self.batch, repair=self.repair,
+                control=self.control, strides=self.strides, patience=self.migration.locks.give_up_after,
+                tell=self.batch, repair=self.repair,
             ).run(wanted)  # fmt: skip
             if moved.rows and entry_state not in (State.BACKFILLING, State.EXPANDED):
                 self._again(conn)
@@ -315,6 +332,7 @@ def undo(migration: Migration, url: str, *, tell: sessions.Tell = sessions.silen
 
 
 def _undo(migration: Migration, url: str) -> None:
+    ledger.ensure(url)  # it may have been made by an earlier version
     with sessions.session(url, migration, purpose="rollback") as conn:
         entry = ledger.require(conn, migration, ALLOWED, to_do="undo backfill")
         if entry.state == State.EXPANDED:

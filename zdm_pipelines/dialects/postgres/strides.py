@@ -1,0 +1,86 @@
+"""Strides: the facts of a table that say how its rows may move in place, and the predicates of a pass."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from zdm_pipelines.dialects.postgres.connection import Connection, query
+from zdm_pipelines.model.names import quote
+from zdm_pipelines.model.values import Catalog, Column
+
+_WHOLE = ("bigint", "integer", "smallint")
+
+# 24 bytes of a page are its header; a row costs 4 bytes of line pointer, 24 of header and up to 7 of alignment.
+_HEAP = """
+SELECT c.reltuples, c.reltuples / nullif(c.relpages, 0), current_setting('block_size')::float8 - 24,
+  (SELECT sum(s.avg_width * (1 - s.null_frac)) + 32 FROM pg_stats s
+   WHERE s.schemaname = n.nspname AND s.tablename = c.relname AND NOT s.inherited),
+  (SELECT abs(s.correlation) FROM pg_stats s WHERE s.schemaname = n.nspname AND s.tablename = c.relname
+   AND NOT s.inherited AND s.attname = $2),
+  EXISTS (SELECT FROM pg_index i JOIN pg_attribute a ON a.attrelid = $1 AND a.attname = $3 AND NOT a.attisdropped
+    WHERE i.indrelid = $1 AND (a.attnum = ANY (i.indkey::int2[]) OR EXISTS (
+      SELECT FROM pg_depend d WHERE d.classid = 'pg_class'::regclass AND d.objid = i.indexrelid
+      AND d.refclassid = 'pg_class'::regclass AND d.refobjid = $1 AND d.refobjsubid = a.attnum)))
+FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace WHERE c.oid = $1"""
+
+# Whatever keeps dead rows from being removed: a snapshot, a prepared transaction, a replica's or a slot's feedback.
+_PINNED = """
+SELECT who FROM (
+  SELECT backend_xmin AS xmin, format('the transaction of %s (pid %s), open for %s',
+    coalesce(nullif(application_name, ''), usename::text, 'a session'), pid,
+    date_trunc('second', clock_timestamp() - xact_start)) AS who
+  FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid() AND backend_xmin IS NOT NULL
+  UNION ALL SELECT backend_xmin, 'feedback of replica ' || application_name FROM pg_stat_replication
+  UNION ALL SELECT transaction, 'prepared transaction ' || gid FROM pg_prepared_xacts
+    WHERE database = current_database()
+  UNION ALL SELECT xmin, 'replication slot ' || slot_name FROM pg_replication_slots
+) AS pins WHERE xmin IS NOT NULL ORDER BY age(xmin) DESC LIMIT 1"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Heap:
+    """A table's pages, from the planner's statistics; None: never analyzed."""
+
+    rows: float | None
+    rows_per_page: float | None
+    free: float | None  # share of a page that no row uses
+    correlation: float | None  # of the key's first column with the order of the heap, 0 to 1
+    indexed: bool  # an index reads the column that is written: its rows never move in place
+
+
+def heap(conn: Connection, catalog: Catalog, column: str) -> Heap:
+    """How the rows of a table lie.
+
+    Args:
+        column: the one that is written.
+    """
+    found = query(conn, _HEAP, [catalog.oid, catalog.key[0].name, column])
+    rows, per_page, page, width, correlation, indexed = found[0]
+    known = per_page is not None and rows > 0 and width is not None
+    return Heap(
+        rows=rows if known else None,
+        rows_per_page=per_page if known else None,
+        free=max(0.0, 1 - per_page * width / page) if known else None,
+        correlation=correlation,
+        indexed=indexed,
+    )
+
+
+def pinned(conn: Connection) -> str:
+    """What keeps dead rows from being removed, as far as our role may see it; empty: nothing is known."""
+    found = query(conn, _PINNED)
+    return str(found[0][0]) if found else ""
+
+
+def among(key: Sequence[Column], passes: int, number: int) -> str:
+    """Predicate: the rows of a pass, spread evenly over the pages.
+
+    Args:
+        passes: a power of two.
+    """
+    # Neighbours in the heap mostly have neighbouring numbers. Else the row's place decides: of a page, a pass then
+    # takes about its share.
+    whole = next((column.name for column in reversed(key) if column.type in _WHOLE), None)
+    spread = quote(whole) if whole is not None else "pg_catalog.hashtid(ctid)"
+    return f"({spread} & {passes - 1}) = {number}"
