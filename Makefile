@@ -34,7 +34,7 @@ dev: $(STAMP)  ## the Dagster UI with your migrations
 test: $(STAMP)  ## every test, against real Postgres servers
 	@exec $(BIN)/python -m pytest -n logical --maxprocesses 4 --dist worksteal $(ARGS)
 
-bench: $(STAMP)  ## what is claimed of time, measured; see docs/benchmarks.md
+bench: $(STAMP)  ## what is claimed of time and speed, measured; see docs/benchmarks.md
 	@exec $(BIN)/python -m zdm_pipelines_tests.benchmarks $(ARGS)
 
 lint: $(STAMP)  ## style, types, import layers, definitions

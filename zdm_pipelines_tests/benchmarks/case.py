@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
@@ -29,12 +29,22 @@ class Target:
 
 @dataclass(frozen=True, kw_only=True)
 class Figure:
-    """One thing that was measured, once in each round."""
+    """One thing that was measured, once in each round.
+
+    Figures with a subject make a table: a line for each subject of a group, a column for each name.
+    """
 
     name: str
     samples: Sequence[float]
     show: Callable[[float], str]
     target: Target | None = None
+    group: str = ""  # under what circumstances, as "uuid, 2 indexes"
+    subject: str = ""  # whose it is, of those that are compared
+
+    @property
+    def label(self) -> str:
+        """All that it is of."""
+        return ": ".join(filter(None, (self.group, self.subject, self.name)))
 
     @property
     def median(self) -> float:
@@ -59,6 +69,14 @@ class Setting:
     folder: Path  # its own, empty
     rounds: int | None  # None: as many as the case thinks right
     tell: Callable[[str], None]  # what it is at
+    sizes: Sequence[int] = ()  # rows of its tables, one measurement each; none: as many as the case thinks right
+    indexes: Sequence[int] = ()  # secondary indexes of its tables; none: as the case thinks right
+    keys: Sequence[str] = ()  # types of its tables' keys; none: as the case thinks right
+
+    @property
+    def rows(self) -> int | None:
+        """Rows of its table, for a case that measures one size."""
+        return self.sizes[0] if self.sizes else None
 
 
 Case = Callable[[Setting], Sequence[Figure]]
@@ -79,6 +97,11 @@ def times(value: float) -> str:
     return f"{value:.2f} x"
 
 
+def megabytes(value: float) -> str:
+    """Bytes as 12.3 MB."""
+    return f"{value / 1e6:,.1f} MB" if value < 1e8 else f"{value / 1e6:,.0f} MB"
+
+
 def percent(value: float) -> str:
     """0.5 as 50 %."""
     return f"{value:.0%}".replace("%", " %")
@@ -92,3 +115,15 @@ def per_second(value: float) -> str:
 def number(value: float) -> str:
     """2."""
     return f"{value:,.0f}"
+
+
+# What a sample is in, as it is stored: how it is shown is another matter.
+UNITS: Mapping[Callable[[float], str], str] = {
+    seconds: "s",
+    milliseconds: "s",
+    times: "ratio",
+    percent: "ratio",
+    per_second: "1/s",
+    megabytes: "bytes",
+    number: "",
+}
