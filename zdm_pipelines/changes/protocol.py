@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Protocol
 
+from zdm_pipelines.dialects.postgres.marking import Marking
 from zdm_pipelines.model.values import Key, Step
 
 
@@ -28,6 +29,14 @@ class Change(Protocol):
 
     def track(self, until: str) -> Step:
         """Make the sync record every key it sees until a time (ISO with zone); its undo stops that."""
+        ...
+
+    def mark(self, marking: Marking) -> Step:
+        """Make the sync note which ranges are written, from now on."""
+        ...
+
+    def sync_function(self) -> str:
+        """The function that keeps both shapes in sync, quoted; empty: it cannot note which ranges are written."""
         ...
 
     def old_relation(self) -> str:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
+from zdm_pipelines.dialects.postgres.marking import Marking
 from zdm_pipelines.dialects.postgres.replace_column import ReplaceColumnSql, expression
 from zdm_pipelines.model.migration import Migration
 from zdm_pipelines.model.names import fitted, quote
@@ -19,7 +22,15 @@ def _text(value: str) -> str:
 class ReplaceColumnChange:
     """`Change` for replace_column; see the protocol for what each method is."""
 
-    def __init__(self, migration: Migration, catalog: Catalog, migration_id: int, *, tombstoned: bool = False) -> None:
+    def __init__(
+        self,
+        migration: Migration,
+        catalog: Catalog,
+        migration_id: int,
+        *,
+        tombstoned: bool = False,
+        marking: Marking | None = None,
+    ) -> None:
         self._migration = migration
         self._catalog = catalog
         self._sql = ReplaceColumnSql(
@@ -28,6 +39,7 @@ class ReplaceColumnChange:
             change=migration.change,
             catalog=catalog,
             tombstoned=tombstoned,
+            marking=marking,
         )
         self._behind = ReplaceColumnSql(
             name=migration.name,
@@ -35,6 +47,7 @@ class ReplaceColumnChange:
             change=migration.change,
             catalog=catalog,
             tombstoned=True,
+            marking=marking,
         )
         self.move = self._sql.move
         self.move_one = self._sql.move_one
@@ -95,10 +108,19 @@ class ReplaceColumnChange:
 
     # -- validate -----------------------------------------------------------------------------------------
 
+    def mark(self, marking: Marking) -> Step:
+        return Step(
+            name="note which ranges are written from now on",
+            sql=replace(self._sql, marking=marking).create_function(),
+            reason="so that the next validate reads only those again",
+            lock="none",
+        )
+
     def nulls(self) -> str:
         if self._migration.change.new.nullable:
             return ""
-        return f"SELECT count(*) FROM ONLY {self._sql.table} WHERE {quote(self._sql.new)} IS NULL"
+        count = f"SELECT count(*) FROM ONLY {self._sql.table} WHERE {quote(self._sql.new)} IS NULL"
+        return f"SELECT CASE WHEN ({self._is_not_null()}) THEN 0 ELSE ({count}) END"
 
     def constrain(self) -> list[Step]:
         steps: list[Step] = []
@@ -192,13 +214,16 @@ class ReplaceColumnChange:
             ),
         ]
 
+    def _is_not_null(self) -> str:
+        return (
+            f"SELECT attnotnull FROM pg_attribute WHERE attrelid = {_text(self._sql.table)}::regclass "
+            f"AND attname = {_text(self._sql.new)}"
+        )
+
     def _not_null(self) -> list[Step]:
         sql, new = self._sql, quote(self._sql.new)
         check = fitted(f"zdm_not_null_{sql.new}")
-        is_set = (
-            f"SELECT attnotnull FROM pg_attribute WHERE attrelid = {_text(sql.table)}::regclass "
-            f"AND attname = {_text(sql.new)}"
-        )
+        is_set = self._is_not_null()
         prove = [
             Step(
                 name=step.name,
@@ -298,6 +323,9 @@ class ReplaceColumnChange:
                 lock=_SHORT,
             ),
         ]
+
+    def sync_function(self) -> str:
+        return self._sql.function
 
     def old_relation(self) -> str:
         return self._sql.old

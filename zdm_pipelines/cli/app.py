@@ -246,6 +246,10 @@ def run(
     repair: Annotated[
         bool, typer.Option("--repair", help="With --phase backfill: rows that disagree are taken from the old shape.")
     ] = False,
+    full: Annotated[
+        bool,
+        typer.Option("--full", help="With --phase validate: compare also what nobody wrote since it was compared."),
+    ] = False,
     percent: Annotated[
         int | None,
         typer.Option("--percent", min=0, max=100, help="With --phase switch-reads; default: the next of the ramp."),
@@ -255,14 +259,14 @@ def run(
     json: Json = False,
 ) -> None:
     """Run phases. Running again goes on where it stopped; reads and contract only run when named."""
-    _check_options(phase, to=to, partition=partition, repair=repair, percent=percent)
+    _check_options(phase, to=to, partition=partition, repair=repair, full=full, percent=percent)
     found, migration, url = one(defs, name)
     if phase is PhaseName.CONTRACT:
         _before_contract(migration, url, yes=yes)
     phases = [phase.phase] if phase else list(UNATTENDED[: UNATTENDED.index(Phase(str(to))) + 1] if to else UNATTENDED)
     walk = Walk(
         migration, url, found.databases[migration.database],
-        partitions=partition or None, repair=repair, percent=percent, quiet=json,
+        partitions=partition or None, repair=repair, percent=percent, full=full, quiet=json,
     )  # fmt: skip
     try:
         walk.run(phases)
@@ -277,12 +281,20 @@ def run(
 
 
 def _check_options(
-    phase: PhaseName | None, *, to: object, partition: Sequence[str] | None, repair: bool, percent: int | None
+    phase: PhaseName | None,
+    *,
+    to: object,
+    partition: Sequence[str] | None,
+    repair: bool,
+    full: bool,
+    percent: int | None,
 ) -> None:
     if phase and to:
         raise typer.BadParameter("--to goes without --phase: it says where to stop")
     if (partition or repair) and phase is not PhaseName.BACKFILL:
         raise typer.BadParameter("--partition and --repair need --phase backfill")
+    if full and phase is not PhaseName.VALIDATE:
+        raise typer.BadParameter("--full needs --phase validate")
     if percent is not None and phase is not PhaseName.SWITCH_READS:
         raise typer.BadParameter("--percent needs --phase switch-reads")
 

@@ -33,6 +33,7 @@ class Walk:
     partitions: Sequence[str] | None = None
     repair: bool = False
     percent: int | None = None
+    full: bool = False  # validate compares also what nobody wrote since it was compared
     quiet: bool = False  # reports are printed by the caller, as JSON
     reports: list[Report] = field(default_factory=list)
 
@@ -149,7 +150,7 @@ class Walk:
 
     def _validate(self) -> Report:
         return self._compared(
-            lambda compared: validate.run(self.migration, self.url, tell=self._tell, compared=compared)
+            lambda compared: validate.run(self.migration, self.url, full=self.full, tell=self._tell, compared=compared)
         )
 
     def _switch(self) -> Report:

@@ -32,6 +32,14 @@ class BackfillConfig(dg.Config):
     )
 
 
+class ValidateConfig(dg.Config):
+    """What is compared."""
+
+    full: bool = Field(
+        default=False, description="Compare every row, also of ranges that nobody wrote since they were compared."
+    )
+
+
 class SwitchReadsConfig(dg.Config):
     """How far reads are switched."""
 
@@ -241,11 +249,15 @@ def _validate(migration: Migration) -> dg.AssetsDefinition:
         **_common(migration, Phase.VALIDATE),
     )
     def validate_(
-        context: dg.AssetExecutionContext,
+        context: dg.AssetExecutionContext, config: ValidateConfig
     ) -> Iterator[dg.MaterializeResult[None] | dg.AssetCheckResult]:
         with readable():
             report = validate.run(
-                migration, database.of(context, migration).url(), tell=context.log.info, compared=_comparing(context)
+                migration,
+                database.of(context, migration).url(),
+                full=config.full,
+                tell=context.log.info,
+                compared=_comparing(context),
             )
         results = [
             dg.AssetCheckResult(

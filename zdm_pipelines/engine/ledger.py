@@ -418,3 +418,10 @@ def forget_writes(conn: Connection, migration_id: int) -> None:
     """Forget who wrote and which keys, when a migration starts anew or ends."""
     query(conn, "DELETE FROM zdm.writer WHERE migration_id = $1", [migration_id])
     query(conn, "DELETE FROM zdm.touched WHERE migration_id = $1", [migration_id])
+    if has_proofs(conn):
+        query(conn, "DELETE FROM zdm.written WHERE migration_id = $1", [migration_id])
+
+
+def has_proofs(conn: Connection) -> bool:
+    """Whether this ledger knows proofs of ranges; one made by an earlier version does not."""
+    return bool(scalar(conn, "SELECT to_regclass('zdm.written') IS NOT NULL"))

@@ -126,12 +126,14 @@ class Flag:
 class Parity:
     """Rows that disagree, by category, with the first few keys of each. No values."""
 
-    rows: int  # rows compared
+    rows: int  # rows that the verdict speaks of
     seconds: float
+    earlier: int = 0  # of them, rows of ranges that nobody wrote since they were compared
     missing: int = 0  # old has a value, new has none
     extra: int = 0  # new has a value, old has none
     different: int = 0  # both have one
     through_down: int = 0  # agree as old = down(new) only: written by the new shape, and `down` loses information
+    unmoved: int = 0  # old has a value to move, new has none; also where `down` of none is the old value
     keys: Mapping[str, Sequence[Key]] = field(default_factory=dict)
     partitions: tuple[str, ...] = ()  # the ranges they lie in
 
@@ -143,7 +145,8 @@ class Parity:
     def describe(self) -> str:
         """One line for people."""
         if self.agrees:
-            return f"{self.rows:,} rows agree"
+            now = f" ({self.rows - self.earlier:,} compared now, the rest unwritten since it was compared)"
+            return f"{self.rows:,} rows agree" + (now if self.earlier else "")
         parts = []
         for category in ("missing", "extra", "different"):
             if count := getattr(self, category):

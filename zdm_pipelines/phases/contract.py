@@ -11,7 +11,7 @@ import psycopg
 
 from zdm_pipelines.changes import Change, bind
 from zdm_pipelines.dialects.postgres.connection import Connection, connected, mapping, query, scalar
-from zdm_pipelines.engine import gate, ledger, locks, parity, ranges, sessions
+from zdm_pipelines.engine import gate, ledger, locks, parity, proofs, ranges, sessions
 from zdm_pipelines.model.errors import GateRefused
 from zdm_pipelines.model.migration import Migration
 from zdm_pipelines.model.states import Phase, State
@@ -48,6 +48,13 @@ def run(
     """
     job = _Run(migration, url, more_reasons, tell, compared)
     return sessions.resilient(job.run, thing=migration.name, tell=tell)
+
+
+def _bound(conn: Connection, migration: Migration, entry: ledger.Entry, *, tombstoned: bool) -> Change:
+    """The change; its sync functions note what the present one notes, so that validate's proofs keep their worth."""
+    plain = bind(migration, entry.catalog, migration_id=entry.id, tombstoned=tombstoned)
+    marking = proofs.in_place(conn, entry, ranges.progress(conn, entry.id), plain)
+    return bind(migration, entry.catalog, migration_id=entry.id, tombstoned=tombstoned, marking=marking)
 
 
 class _Run:
@@ -98,11 +105,11 @@ class _Run:
             retries=self.retries,
         )
 
-    def _change(self, entry: ledger.Entry) -> Change:
-        return bind(self.migration, entry.catalog, migration_id=entry.id, tombstoned=entry.state == State.TOMBSTONED)
+    def _change(self, conn: Connection, entry: ledger.Entry) -> Change:
+        return _bound(conn, self.migration, entry, tombstoned=entry.state == State.TOMBSTONED)
 
     def _stage(self, conn: Connection, entry: ledger.Entry | None) -> tuple[ledger.Entry, str]:
-        change = self._change(entry) if entry else None
+        change = self._change(conn, entry) if entry else None
         reasons = self._reasons(conn, entry, change) + list(self.more_reasons)
         if reasons or entry is None or change is None:  # without an entry there is a reason
             raise GateRefused(self.migration.name, reasons)
@@ -122,7 +129,14 @@ class _Run:
 
     def _compare(self, conn: Connection, entry: ledger.Entry, change: Change) -> None:
         known = [r.range for r in ranges.progress(conn, entry.id)]
-        verdict = parity.compare(conn, self.migration.name, change, known, tell=self.compared)
+        verdict = parity.compare(
+            self.url,
+            self.migration.name,
+            change,
+            known,
+            parallel=self.migration.backfill.max_parallel,
+            tell=self.compared,
+        )
         self.rows = verdict.rows
         if not verdict.agrees:
             where = ", ".join(verdict.partitions[:10])
@@ -262,7 +276,7 @@ def _undo(migration: Migration, url: str, tell: sessions.Tell) -> None:
         if entry.state == State.SWITCHED:
             return
         # The steps are those that made the tombstone, taken back in reverse.
-        steps = bind(migration, entry.catalog, migration_id=entry.id).tombstone()
+        steps = _bound(conn, migration, entry, tombstoned=False).tombstone()
 
         def apply() -> None:
             for step in reversed(steps):
@@ -286,4 +300,4 @@ def refusals(migration: Migration, url: str) -> list[str]:
     with connected(url, purpose=f"{migration.name} status") as conn:
         entry = ledger.find(conn, migration.name)
         run_ = _Run(migration, url, (), sessions.silent, lambda _: None)
-        return run_._reasons(conn, entry, run_._change(entry) if entry else None)
+        return run_._reasons(conn, entry, run_._change(conn, entry) if entry else None)

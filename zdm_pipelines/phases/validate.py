@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import psycopg
 from psycopg import errors
 
 from zdm_pipelines.changes import Change, bind
-from zdm_pipelines.dialects.postgres.connection import Connection, mapping, of_data, query, safe, scalar
-from zdm_pipelines.engine import ledger, locks, parity, ranges, sessions
+from zdm_pipelines.dialects.postgres.connection import Connection, of_data, query, safe, scalar
+from zdm_pipelines.engine import ledger, locks, parity, proofs, ranges, sessions
 from zdm_pipelines.model.errors import ParityMismatch, PreflightError, Problem
 from zdm_pipelines.model.migration import Migration
 from zdm_pipelines.model.states import Phase, State
@@ -29,7 +30,7 @@ def plan(migration: Migration, catalog: Catalog) -> list[Step]:
         Step(
             name="compare old and new",
             sql=compare,
-            reason="once a range; the checks pass only when no row disagrees",
+            reason="once a range, unless nobody wrote to it since; the checks pass only when no row disagrees",
             lock="ACCESS SHARE: reads and writes go on",
         ),
         *change.constrain(),
@@ -51,32 +52,38 @@ def run(
     migration: Migration,
     url: str,
     *,
+    full: bool = False,
     tell: sessions.Tell = sessions.silent,
     compared: Callable[[int], None] = lambda _: None,
 ) -> Report:
     """Run the checks; the report has them, passed or not. The state is `validated` only when all passed.
 
     Args:
-        compared: called with the number of rows after each range.
+        full: compare also what nobody wrote since it was compared.
+        compared: called with the number of rows compared after each range, 0 for one that is not read again.
 
     Raises:
         StateConflict, LockNotAcquired, MappingFailed, MigrationBusy, DatabaseUnreachable, OutcomeUnknown
     """
-    return sessions.resilient(lambda: _run(migration, url, tell, compared), thing=migration.name, tell=tell)
+    return sessions.resilient(lambda: _run(migration, url, full, tell, compared), thing=migration.name, tell=tell)
 
 
-def _run(migration: Migration, url: str, tell: sessions.Tell, compared: Callable[[int], None]) -> Report:
+def _run(migration: Migration, url: str, full: bool, tell: sessions.Tell, compared: Callable[[int], None]) -> Report:
     begun = time.monotonic()
     done: list[str] = []
 
     with sessions.session(url, migration, purpose="validate") as conn:
         entry = ledger.require(conn, migration, ALLOWED, to_do="be validated")
+        ledger.ensure(url)  # it may have been made by an earlier version
         change = bind(migration, entry.catalog, migration_id=entry.id)
         known = ranges.progress(conn, entry.id)
-        verdict = parity.compare(conn, migration.name, change, [r.range for r in known], tell=compared)
+        standing = proofs.begin(
+            conn, entry, known, change, full=full, patience=migration.locks.give_up_after, tell=tell
+        )
+        verdict = _compare(conn, migration, url, entry, change, known, standing, compared)
         done.append(change.compare(None, None)[0])
-        complete = _complete(conn, migration.name, change, known)
-        checks = [_parity_check(verdict), complete]
+        ranges_now = len(known) - len(standing.proven)
+        checks = [_parity_check(verdict, ranges_now, len(standing.proven)), _complete(verdict, known)]
         retries = 0
         if all(c.passed for c in checks):
             constraints, retries = _constrain(conn, migration, entry, change, tell, done)
@@ -92,15 +99,45 @@ def _run(migration: Migration, url: str, tell: sessions.Tell, compared: Callable
         state=entry.state,
         summary="; ".join(f"{c.name}: {c.summary}" for c in failed or checks),
         sql=tuple(done),
-        rows=verdict.rows,
+        rows=verdict.rows - verdict.earlier,
         seconds=time.monotonic() - begun,
         retries=retries,
         checks=tuple(checks),
         facts={
             "partitions_to_repeat": list(verdict.partitions),
             "agree_through_down_only": verdict.through_down,
+            "ranges_compared": ranges_now,
+            "ranges_compared_earlier": len(standing.proven),
+            "rows_compared_earlier": verdict.earlier,
         },
     )
+
+
+def _compare(
+    conn: Connection,
+    migration: Migration,
+    url: str,
+    entry: ledger.Entry,
+    change: Change,
+    known: Sequence[RangeProgress],
+    standing: proofs.Standing,
+    compared: Callable[[int], None],
+) -> Parity:
+    """The verdict over all ranges; those that nobody wrote since they were proven are not read."""
+    for _ in standing.proven:
+        compared(0)
+    verdict = parity.compare(
+        url,
+        migration.name,
+        change,
+        [r.range for r in known if r.range.ordinal not in standing.proven],
+        parallel=migration.backfill.max_parallel,
+        tell=compared,
+        each=lambda which, counts: proofs.remember(conn, entry.id, standing, which, counts),
+    )
+    earlier = sum(p.rows for p in standing.proven.values())
+    through_down = verdict.through_down + sum(p.through_down for p in standing.proven.values())
+    return replace(verdict, rows=verdict.rows + earlier, earlier=earlier, through_down=through_down)
 
 
 def raise_if_failed(report: Report) -> None:
@@ -128,9 +165,13 @@ def raise_if_failed(report: Report) -> None:
     )
 
 
-def _parity_check(verdict: Parity) -> Check:
+def _parity_check(verdict: Parity, ranges_now: int, ranges_earlier: int) -> Check:
     facts: dict[str, object] = {
         "rows": verdict.rows,
+        "rows_compared": verdict.rows - verdict.earlier,
+        "rows_compared_earlier": verdict.earlier,
+        "ranges_compared": ranges_now,
+        "ranges_compared_earlier": ranges_earlier,
         "missing": verdict.missing,
         "extra": verdict.extra,
         "different": verdict.different,
@@ -144,11 +185,8 @@ def _parity_check(verdict: Parity) -> Check:
     return Check(name="parity", passed=verdict.agrees, summary=verdict.describe(), facts=facts)
 
 
-def _complete(conn: Connection, name: str, change: Change, known: list[RangeProgress]) -> Check:
-    left = [r.range.partition for r in known if not r.done]
-    sql, params = change.count_unmoved(None, None)
-    with mapping(name):
-        unmoved = int(query(conn, sql, params)[0][0])
+def _complete(verdict: Parity, known: Sequence[RangeProgress]) -> Check:
+    left, unmoved = [r.range.partition for r in known if not r.done], verdict.unmoved
     passed = not left and unmoved == 0
     summary = (
         "every range is done and no row is left"
@@ -243,6 +281,7 @@ def _undo(migration: Migration, url: str, tell: sessions.Tell) -> None:
         entry = ledger.require(conn, migration, ALLOWED | {State.BACKFILLING}, to_do="undo validate")
         with ledger.transaction(conn):
             ledger.forget_checks(conn, entry.id)
+            proofs.forget(conn, entry.id)
             ledger.set_flag(conn, entry.id, 0)  # reads that were switched before the proof was void
             if entry.state in _HIGHER:
                 ledger.move(conn, entry, State.BACKFILLED, what="validate undone")

@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from zdm_pipelines.dialects.postgres import keys
+from zdm_pipelines.dialects.postgres.marking import Marking
 from zdm_pipelines.model.migration import ReplaceColumn
 from zdm_pipelines.model.names import fitted, quote
 from zdm_pipelines.model.values import Catalog, Key
@@ -43,6 +44,7 @@ class ReplaceColumnSql:
     change: ReplaceColumn
     catalog: Catalog
     tombstoned: bool = False
+    marking: Marking | None = None  # what the sync function notes of the ranges it writes to; none: nothing
 
     @property
     def table(self) -> str:
@@ -130,6 +132,7 @@ class ReplaceColumnSql:
                 f"WHEN NEW.{quote(self.new)} IS NULL THEN "
                 f"CASE WHEN {self._changed(self.old_shape)} THEN 'old' ELSE 'neither' END\n                  "
             )
+        mark = "" if self.marking is None else self.marking.block(self.migration_id, self.catalog.key[0])
         noted = f"'zdm.noted_{self.migration_id}_' || wrote"
         track = ""
         if track_until is not None:
@@ -173,7 +176,7 @@ BEGIN
     IF wrote IN ('old', 'neither') THEN
       NEW.{quote(self.new)} := NULL;
     END IF;
-  END;{track}
+  END;{track}{mark}
   -- Once a minute and session: exact about who, cheap, and two sessions never wait for each other.
   minute := coalesce(failed, '') || (extract(epoch FROM statement_timestamp())::bigint / 60)::text;
   IF wrote NOT IN ('neither', 'nothing') AND current_setting({noted}, true) IS DISTINCT FROM minute THEN
@@ -290,11 +293,12 @@ FROM zdm_batch WHERE {self.alias}.ctid = zdm_ctid"""
         )
 
     def compare(self, lower: Key | None, upper: Key | None) -> tuple[str, list[list[str]]]:
-        """Counts of an interval: rows, missing, extra, different, agreeing through `down` only."""
+        """Counts of an interval: rows, missing, extra, different, agreeing through `down` only, not moved."""
         interval, params = keys.between(self.catalog.key, lower, upper)
         filters = ", ".join(f"count(*) FILTER (WHERE {c})" for c in self._categories().values())
         only_down = "count(*) FILTER (WHERE zdm_same AND NOT zdm_up)"
-        sql = f"SELECT count(*), {filters}, {only_down} FROM {self._compared(interval)}"
+        unmoved = f"count(*) FILTER (WHERE {self.unmoved})"
+        sql = f"SELECT count(*), {filters}, {only_down}, {unmoved} FROM {self._compared(interval)}"
         return sql, params
 
     def mismatched_keys(
