@@ -9,7 +9,16 @@ from pathlib import Path
 
 from rich.console import Console
 
-from zdm_pipelines_tests.benchmarks import options, reaction, report, sharing, storm
+from zdm_pipelines_tests.benchmarks import (
+    backfill,
+    latency,
+    options,
+    overhead,
+    reaction,
+    report,
+    sharing,
+    storm,
+)
 from zdm_pipelines_tests.benchmarks.case import Case, Figure, Setting
 from zdm_pipelines_tests.benchmarks.options import Options
 from zdm_pipelines_tests.benchmarks.record import Record
@@ -18,6 +27,9 @@ CASES: Mapping[str, Case] = {
     "reaction": reaction.run,
     "storm": storm.run,
     "sharing": sharing.run,
+    "backfill": backfill.run,
+    "foreground": latency.run,
+    "dagster": overhead.run,
 }
 
 console = Console()

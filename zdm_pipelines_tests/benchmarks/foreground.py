@@ -15,18 +15,35 @@ _PREFIX = "transactions"
 
 
 class Foreground:
-    """pgbench's TPC-B at full speed, begun at once: each client begins its next transaction when the last has ended.
+    """pgbench, begun at once; by itself TPC-B.
 
     Args:
         seconds: how long.
+        rate: transactions per second, at random moments; none: each client begins its next when the last has ended.
+        script: a transaction of its own, in pgbench's language.
     """
 
-    def __init__(self, server: Server, database: str, *, clients: int, seconds: float) -> None:
+    def __init__(
+        self,
+        server: Server,
+        database: str,
+        *,
+        clients: int,
+        seconds: float,
+        rate: int | None = None,
+        script: str | None = None,
+    ) -> None:
         self._folder = Path(tempfile.mkdtemp(prefix="zdm-bench-"))
         self._seconds = seconds
         arguments = f"-h 127.0.0.1 -p {server.port} -U postgres -n -M prepared -c {clients} -j 2 -T {round(seconds)} -l"
+        options = [f"--log-prefix={self._folder / _PREFIX}"]
+        if rate is not None:
+            options.append(f"--rate={rate}")
+        if script is not None:
+            (self._folder / "script").write_text(script, encoding="utf-8")
+            options.append(f"--file={self._folder / 'script'}")
         self._process = processes.start(
-            [server.binary("pgbench"), *arguments.split(), f"--log-prefix={self._folder / _PREFIX}", database],
+            [server.binary("pgbench"), *arguments.split(), *options, database],
             log=self._folder / "log",
         )
         # The transactions' log has the clock of the day.
@@ -34,6 +51,9 @@ class Foreground:
 
     def latencies(self, since: float, until: float) -> list[float]:
         """Wait for its end; the seconds that each transaction took which began between two monotonic moments.
+
+        At a given rate a transaction counts from the moment at which it was due: what waits because its client was
+        held up by the one before has waited, too.
 
         Raises:
             RuntimeError: a transaction failed.
@@ -45,7 +65,7 @@ class Foreground:
             found = []
             for file in self._folder.glob(f"{_PREFIX}.*"):
                 for line in file.read_text().splitlines():
-                    # client, number, latency in µs, script, end in s and µs
+                    # client, number, latency in µs (from when it was due), script, end in s and µs
                     fields = [int(field) for field in line.split()]
                     ended = fields[4] + fields[5] / 1e6 - self._day
                     took = fields[2] / 1e6

@@ -6,6 +6,7 @@ A process of its own, as Dagster would have it: the benchmark's threads take no 
 from __future__ import annotations
 
 import json
+import os
 import signal
 import sys
 import threading
@@ -20,6 +21,7 @@ from zdm_pipelines.engine.throttle import Governor
 from zdm_pipelines.model.migration import Database, Migration
 from zdm_pipelines.phases import backfill
 from zdm_pipelines.sandbox import processes
+from zdm_pipelines_tests.benchmarks import memory
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,6 +30,7 @@ class Batch:
 
     at: float  # seconds of the machine's monotonic clock, which all processes share
     rows: int
+    seconds: float
     size: int  # rows that the next may take
 
 
@@ -44,6 +47,8 @@ class BackfillWorker:
         self.said: list[str] = []
         self.error = ""
         self.begun = 0.0
+        self.finished: float | None = None  # the moment at which it had nothing left to do, or had stopped
+        self.memory: int | None = None  # bytes, at its most
         self._ready = threading.Event()
         self._process = processes.start_module("zdm_pipelines_tests.benchmarks.worker")
         self._reader = threading.Thread(target=self._read, daemon=True)
@@ -57,6 +62,10 @@ class BackfillWorker:
         self.begun = time.monotonic()
         self._send("begin")
         return self.begun
+
+    def join(self, seconds: float | None = None) -> None:
+        """Wait until it has nothing left to do, or for so long."""
+        self._reader.join(seconds)
 
     def end(self) -> None:
         """End it at its next batch.
@@ -105,11 +114,13 @@ class BackfillWorker:
         for line in self._process.stdout:
             what, *values = json.loads(line)
             if what == "batch":
-                self.batches.append(Batch(at=values[0], rows=values[1], size=values[2]))
+                self.batches.append(Batch(at=values[0], rows=values[1], size=values[2], seconds=values[3]))
             elif what == "waited":
                 self.waits.append((values[0], values[1]))
             elif what == "said":
                 self.said.append(values[0])
+            elif what == "finished":
+                self.finished, self.memory = values
             elif what == "error":
                 self.error = values[0]
             elif what == "ready":
@@ -134,7 +145,11 @@ class _TellingGovernor(Governor):
 
 
 def _batch(moved: Moved) -> None:
-    _say("batch", time.monotonic(), moved.rows, moved.batch_rows)
+    _say("batch", time.monotonic(), moved.rows, moved.batch_rows, moved.seconds)
+
+
+def _finished() -> None:
+    _say("finished", time.monotonic(), memory.peak(os.getpid()))
 
 
 def main() -> None:
@@ -151,8 +166,9 @@ def main() -> None:
             )
             for _ in moving:
                 pass
+        _finished()
     except KeyboardInterrupt:
-        return
+        _finished()
     except Exception as error:
         _say("error", f"{type(error).__name__}: {error}")
 
