@@ -30,7 +30,7 @@ nothing to disagree.
 
 What stays unseen is what goes around the trigger and leaves no trace: a session that calls itself our backfill, or
 somebody else's trigger that ran behind ours and is gone. Contract therefore never asks for proofs: it reads
-everything.
+everything, and if it finds a row that disagrees it voids them all.
 """
 
 from __future__ import annotations

@@ -238,7 +238,9 @@ def test_one_range_and_repair(zdm, database_of):
     with psycopg.connect(database_of, autocommit=True) as connection:
         connection.execute("SET zdm.backfill = 'on'")  # behind the sync trigger's back
         connection.execute("UPDATE users SET display_name = 'x' WHERE id = 7")
-    assert "1 different (first keys: 7)" in zdm("run", NAME, "--phase", "validate", status=1).output
+    # Who goes around the trigger leaves no trace for a validate that reads only what was written.
+    assert "0 compared now" in zdm("run", NAME, "--phase", "validate").output
+    assert "1 different (first keys: 7)" in zdm("run", NAME, "--phase", "validate", "--full", status=1).output
     zdm("run", NAME, "--phase", "backfill", "--repair")
     zdm("run", NAME, "--phase", "validate")
     assert "is not in the ledger" in zdm("run", NAME, "--phase", "backfill", "--partition", "x", status=2).stderr
@@ -249,6 +251,7 @@ def test_one_range_and_repair(zdm, database_of):
     [
         ("--percent", "5"),
         ("--repair",),
+        ("--full",),
         ("--phase", "validate", "--to", "expand"),
         ("--to", "switch-reads"),
         ("--phase", "switch-reads", "--percent", "101"),

@@ -134,6 +134,14 @@ class TestGate:
         assert str(failed.metadata["reasons"].value).startswith("- old and new disagree")
         assert chain.state() == "switched"
 
+    def test_validate_reads_again_what_it_is_told_to(self, chain: InProcess) -> None:
+        chain.walk("expand", "backfill", "validate", "validate")
+        parity = next(e for e in _checks(chain) if e.check_name == "parity")
+        assert (parity.metadata["rows_compared"].value, parity.metadata["rows_compared_earlier"].value) == (0, 2_000)
+        assert chain.materialize("validate", {"full": True}).success
+        parity = next(e for e in _checks(chain) if e.check_name == "parity")
+        assert (parity.metadata["rows_compared"].value, parity.metadata["rows_compared_earlier"].value) == (2_000, 0)
+
     def test_the_data_says_yes_but_dagster_forgot(self, chain: InProcess) -> None:
         chain.walk("expand", "backfill", "validate", "switch_reads")
         chain.instance.wipe_assets([key(p) for p in ("expand", "backfill", "validate", "switch_reads")])

@@ -124,7 +124,17 @@ def test_contract_reads_everything(url: str) -> None:
     with pytest.raises(GateRefused, match=r"1 different \(first keys: 250\)"):
         contract.run(M, url)
     assert function_source(url, M) == function
-    # The refused contract's functions noted writes as the one before did.
+    # Validate, which is to be run now, finds it as well.
+    report = validate.run(M, url)
+    assert read(report) == RANGES
+    assert report.checks[0].facts["first_different_keys"] == ["250"]
+
+
+def test_a_contract_that_is_refused_leaves_proofs_their_worth(url: str) -> None:
+    """Its sync functions noted writes as the one before did."""
+    walk(M, url, State.SWITCHED)
+    with pytest.raises(KeyboardInterrupt):
+        contract.run(M, url, compared=lambda _: (_ for _ in ()).throw(KeyboardInterrupt))
     sql(url, "UPDATE people SET full_name = 'x' WHERE id = 750")
     assert read(agrees(url)) == 1
 
