@@ -1,0 +1,211 @@
+"""The SQL of a pair of tables on one server: which rows of two tables with the same key do not agree.
+
+Rows are judged by one predicate only, `same`, over both rows joined by key. Checksums never judge: rows whose checksums
+are alike need no join, and of the others the join says which. So a value may be hashed in any way that gives unlike
+values the same hash by accident only, once in 2^64:
+
+- The hash of a row is hashed again. `hash_record_extended` is linear in the hashes of the columns, a sum or XOR of it
+  over rows likewise, and would not see that two rows exchanged a value.
+- Postgres folds the halves of 8-byte integers and times into 32 bits before it hashes them, with any seed: 5 and
+  5 * 2^32 are one to it. They are hashed as the eight bytes that they are.
+- The seed is not 0: the hash of 0 and that of NaN are near the seed, that of NULL is 0.
+- jsonb is hashed as text: its own hash does not see two elements exchanged that are 32 apart.
+- Text is hashed bytewise, as it is compared, whatever its collation calls equal.
+
+The other way round, what `same` calls alike may have unlike hashes, such as the intervals `1 month` and `30 days`. Then
+the join has more to do, and says that they agree.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from zdm_pipelines.dialects.postgres import keys
+from zdm_pipelines.dialects.postgres.replace_column import expression, same
+from zdm_pipelines.model.names import quote
+from zdm_pipelines.model.values import Catalog, Column, Key
+
+BUCKETS = 4096  # a power of two; to find one row among ten million, the join then reads 2,500
+
+_SEED = 7777
+
+# Types whose own hash sees every difference, and gives 1.0 and 1.00 the same. All others are hashed as text.
+_HASHED = frozenset(("boolean", "smallint", "integer", "real", "double precision", "numeric", "date", "uuid", "bytea"))
+# Types whose own hash folds halves.
+_SENT = {
+    "bigint": "int8send",
+    "timestamp without time zone": "timestamp_send",
+    "timestamp with time zone": "timestamptz_send",
+    "time without time zone": "time_send",
+}
+
+Statement = tuple[str, list[list[str]]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Compared:
+    """One thing that must be the same in both rows."""
+
+    old: str  # SQL over the old row
+    new: str  # SQL over the new row
+    type: str  # both are cast to it
+
+
+def _hashed(value: str, type_name: str) -> str:
+    """A value in the form that is hashed."""
+    base = re.sub(r"\([^)]*\)", "", type_name).strip().lower()
+    if base in _HASHED:
+        return value
+    if base in _SENT:
+        return f"pg_catalog.{_SENT[base]}({value})"
+    return f'{value}::text COLLATE "C"'
+
+
+@dataclass(frozen=True, kw_only=True)
+class Side:
+    """One table of a pair, under names that are the same on both sides."""
+
+    table: Catalog
+    key: tuple[Column, ...]  # its own key columns, with the types of the bounds
+    values: tuple[tuple[str, str], ...]  # what is compared: SQL over its row, and the type that it is cast to
+
+    @property
+    def key_names(self) -> list[str]:
+        """What its key columns are called in `rows`."""
+        return [f"zdm_key_{i}" for i in range(1, len(self.key) + 1)]
+
+    @property
+    def value_types(self) -> list[tuple[str, str]]:
+        """What its values are called in `rows`, with their types."""
+        return [(f"zdm_value_{i}", type_name) for i, (_, type_name) in enumerate(self.values, 1)]
+
+    @property
+    def _key_hash(self) -> str:
+        parts = [_hashed(f"{quote(c.name)}::{c.type}", c.type) for c in self.key]
+        return f"hash_record_extended(ROW({', '.join(parts)}), {_SEED})"
+
+    @property
+    def _bucket(self) -> str:
+        return f"{self._key_hash} & {BUCKETS - 1}"
+
+    def rows(self, lower: Key | None, upper: Key | None, buckets: Sequence[int] | None) -> Statement:
+        """Keys and values of an interval."""
+        predicate, params = keys.between(self.key, lower, upper)
+        if buckets is not None:
+            params.append([str(b) for b in buckets])
+            predicate = f"{predicate} AND {self._bucket} = ANY (${len(params)}::text[]::bigint[])"
+        key = [f"{quote(c.name)} AS {name}" for c, name in zip(self.key, self.key_names, strict=True)]
+        values = [f"{sql}::{t} AS zdm_value_{i}" for i, (sql, t) in enumerate(self.values, 1)]
+        return f"SELECT {', '.join(key + values)} FROM {self.table.table.sql} WHERE {predicate}", params
+
+    def checksums(self, lower: Key | None, upper: Key | None) -> Statement:
+        """Rows and checksum of each bucket of an interval."""
+        predicate, params = keys.between(self.key, lower, upper)
+        values = [f"{_hashed(f'{sql}::{t}', t)} AS zdm_value_{i}" for i, (sql, t) in enumerate(self.values, 1)]
+        # OFFSET 0 keeps the planner from evaluating a value wherever it is named.
+        hashed = (
+            f"SELECT {self._key_hash} AS zdm_key, {', '.join(values)} FROM {self.table.table.sql} "
+            f"WHERE {predicate} OFFSET 0"
+        )
+        row = f"hash_record_extended(ROW({', '.join(name for name, _ in self.value_types)}), {_SEED})"
+        again = f"hash_record_extended(ROW(int8send({row})), {_SEED})"
+        return (
+            f"SELECT zdm_key & {BUCKETS - 1} AS zdm_bucket, count(*) AS zdm_rows, sum({again}) AS zdm_sum "
+            f"FROM ({hashed}) AS zdm_hashed GROUP BY 1",
+            params,
+        )
+
+    def walk(self, start: Key | None, *, rows: int) -> Statement:
+        """A walk along the key's index: how many rows it meets, at most so many, on how many pages, and of how many."""
+        predicate, params = keys.between(self.key, start, None)
+        return (
+            "SELECT count(*), count(DISTINCT (zdm_at::text::point)[0]), "
+            f"pg_relation_size({self.table.oid}::oid) / current_setting('block_size')::bigint FROM "
+            f"(SELECT ctid AS zdm_at FROM {self.table.table.sql} WHERE {predicate} "
+            f"ORDER BY {keys.columns(self.key)} LIMIT {rows}) AS zdm_walk",
+            params,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class PairSql:
+    """SQL for one pair. Each statement reads both tables, so that one snapshot sees both.
+
+    Keys are matched by `=`: they are of the same types and collations, but an integer may have become a bigint.
+    """
+
+    old: Catalog
+    new: Catalog
+    compared: Sequence[Compared] = ()  # besides the key
+
+    @property
+    def old_side(self) -> Side:
+        """The old table."""
+        return self._side(self.old, [c.old for c in self.compared])
+
+    @property
+    def new_side(self) -> Side:
+        """The new table."""
+        return self._side(self.new, [c.new for c in self.compared])
+
+    @property
+    def sides(self) -> tuple[Side, Side]:
+        """Both."""
+        return self.old_side, self.new_side
+
+    def compare(self, lower: Key | None, upper: Key | None, *, buckets: Sequence[int] | None = None) -> Statement:
+        """Counts of an interval: rows, missing, extra, different.
+
+        Args:
+            buckets: only rows of these; default: all.
+        """
+        joined, params = self._joined(lower, upper, buckets)
+        counts = ", ".join(f"count(*) FILTER (WHERE {c})" for c in self._categories().values())
+        return f"SELECT count(*), {counts} FROM {joined}", params
+
+    def mismatched_keys(
+        self, category: str, lower: Key | None, upper: Key | None, *, limit: int, buckets: Sequence[int] | None = None
+    ) -> Statement:
+        """The first keys of one category in an interval."""
+        joined, params = self._joined(lower, upper, buckets)
+        key = [f"coalesce(zdm_old.{k}, zdm_new.{k})" for k in self.old_side.key_names]
+        return (
+            f"SELECT ARRAY[{', '.join(f'{k}::text' for k in key)}] FROM {joined} "
+            f"WHERE {self._categories()[category]} ORDER BY {', '.join(key)} LIMIT {limit}",
+            params,
+        )
+
+    def checksums(self, lower: Key | None, upper: Key | None) -> Statement:
+        """How many rows lie in buckets whose checksums are alike, and the buckets where they are not."""
+        old, params = self.old_side.checksums(lower, upper)
+        new, _ = self.new_side.checksums(lower, upper)
+        alike = "(zdm_old.zdm_rows, zdm_old.zdm_sum) IS NOT DISTINCT FROM (zdm_new.zdm_rows, zdm_new.zdm_sum)"
+        return (
+            f"SELECT coalesce(sum(zdm_old.zdm_rows) FILTER (WHERE {alike}), 0)::bigint, "
+            f"coalesce(array_agg(zdm_bucket) FILTER (WHERE NOT ({alike})), '{{}}') "
+            f"FROM ({old}) AS zdm_old FULL JOIN ({new}) AS zdm_new USING (zdm_bucket)",
+            params,
+        )
+
+    def _joined(self, lower: Key | None, upper: Key | None, buckets: Sequence[int] | None) -> Statement:
+        old, params = self.old_side.rows(lower, upper, buckets)
+        new, _ = self.new_side.rows(lower, upper, buckets)
+        matched = " AND ".join(f"zdm_old.{k} = zdm_new.{k}" for k in self.old_side.key_names)
+        return f"({old}) AS zdm_old FULL JOIN ({new}) AS zdm_new ON {matched}", params
+
+    def _categories(self) -> dict[str, str]:
+        """Predicates over a joined row."""
+        first = self.old_side.key_names[0]
+        no_old, no_new = f"zdm_old.{first} IS NULL", f"zdm_new.{first} IS NULL"
+        agrees = " AND ".join(same(f"zdm_old.{v}", f"zdm_new.{v}", t) for v, t in self.old_side.value_types)
+        return {"missing": no_new, "extra": no_old, "different": f"NOT ({no_old} OR {no_new} OR ({agrees}))"}
+
+    def _side(self, table: Catalog, values: Sequence[str]) -> Side:
+        # The types of the new key, which is the wider one if they differ.
+        key = tuple(replace(own, type=new.type) for own, new in zip(table.key, self.new.key, strict=True))
+        # The key is compared too: what `=` matches may be another text.
+        of_key = [(f"{quote(table.table.name)}.{quote(c.name)}", c.type) for c in key]
+        given = [(expression(v), c.type) for v, c in zip(values, self.compared, strict=True)]
+        return Side(table=table, key=key, values=(*of_key, *given))
