@@ -53,6 +53,7 @@ def main() -> None:
 
 def _run(name: str, asked: Options) -> Sequence[Figure]:
     with tempfile.TemporaryDirectory(prefix="zdm-bench-") as folder, console.status(name) as status:
+        Path(folder).chmod(0o755)  # as root the servers run as another user; what they cannot enter they would not use
         setting = Setting(
             folder=Path(folder), rounds=asked.rounds, tell=status.update,
             sizes=asked.sizes, indexes=asked.indexes, keys=asked.keys,
