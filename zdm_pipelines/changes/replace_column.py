@@ -4,19 +4,15 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from zdm_pipelines.dialects.postgres import builds
+from zdm_pipelines.dialects.postgres.builds import SHORT, constraint_exists, text
 from zdm_pipelines.dialects.postgres.marking import Marking
 from zdm_pipelines.dialects.postgres.replace_column import ReplaceColumnSql, expression
 from zdm_pipelines.model.migration import Migration
 from zdm_pipelines.model.names import fitted, quote
 from zdm_pipelines.model.values import Catalog, Rebuild, Step
 
-_SHORT = "ACCESS EXCLUSIVE, for milliseconds"
 _TRIGGER = "SHARE ROW EXCLUSIVE, for milliseconds"
-_HARMLESS = "SHARE UPDATE EXCLUSIVE: reads and writes go on"
-
-
-def _text(value: str) -> str:
-    return "'" + value.replace("'", "''") + "'"
 
 
 class ReplaceColumnChange:
@@ -66,7 +62,7 @@ class ReplaceColumnChange:
                 name=f"add column {new}",
                 sql=f"ALTER TABLE {sql.table} ADD COLUMN {new} {sql.new_type}",
                 reason="nullable and without default: no row is rewritten",
-                lock=_SHORT,
+                lock=SHORT,
                 undo=f"ALTER TABLE {sql.table} DROP COLUMN IF EXISTS {new}",
             ),
             Step(
@@ -136,88 +132,36 @@ class ReplaceColumnChange:
             steps += self._not_null()
         return steps
 
-    def _relation(self, name: str) -> str:
-        return _text(f"{quote(self._catalog.table.schema)}.{quote(name)}")
-
-    def _index_done(self, name: str) -> str:
-        index = f"to_regclass({self._relation(name)})"
-        return f"SELECT coalesce((SELECT indisvalid FROM pg_index WHERE indexrelid = {index}), false)"
-
     def _index(self, rebuild: Rebuild, *, unique: bool = False) -> list[Step]:
-        unique = unique or rebuild.kind == "unique_index"
-        index = f"{quote(self._catalog.table.schema)}.{quote(rebuild.name)}"
-        drop = f"DROP INDEX CONCURRENTLY IF EXISTS {index}"
-        done = self._index_done(rebuild.name)
-        create = f"CREATE {'UNIQUE ' if unique else ''}INDEX CONCURRENTLY {quote(rebuild.name)}"
-        return [
-            Step(
-                name=f"remove an unfinished index {quote(rebuild.name)}",
-                sql=drop,
-                reason="a build that was interrupted leaves an invalid index, which writes keep up and no read uses",
-                lock=_HARMLESS,
-                done_when=f"SELECT to_regclass({self._relation(rebuild.name)}) IS NULL OR ({done})",
-                in_transaction=False,
-            ),
-            Step(
-                name=f"build index {quote(rebuild.name)}",
-                sql=f"{create} ON {self._sql.table} USING {rebuild.definition}",
-                reason=f"as {quote(rebuild.original)} on the old column",
-                lock=_HARMLESS,
-                undo=drop,
-                done_when=done,
-                in_transaction=False,
-            ),
-        ]
-
-    def _constraint_exists(self, name: str, *, validated: bool = False) -> str:
-        more = " AND convalidated" if validated else ""
-        return (
-            f"SELECT EXISTS (SELECT 1 FROM pg_constraint WHERE conrelid = {_text(self._sql.table)}::regclass "
-            f"AND conname = {_text(name)}{more})"
+        return builds.index(
+            self._catalog.table,
+            rebuild.name,
+            rebuild.definition,
+            reason=f"as {quote(rebuild.original)} on the old column",
+            unique=unique or rebuild.kind == "unique_index",
         )
 
     def _unique(self, rebuild: Rebuild) -> list[Step]:
         name = quote(rebuild.name)
-        exists = self._constraint_exists(rebuild.name)
         steps = self._index(rebuild, unique=True)
         attach = Step(
             name=f"make it the constraint {name}",
             sql=f"ALTER TABLE {self._sql.table} ADD CONSTRAINT {name} UNIQUE USING INDEX {name}{rebuild.deferrable}",
             reason=f"as {quote(rebuild.original)} on the old column; the index is there, so this is instant",
-            lock=_SHORT,
+            lock=SHORT,
             undo=f"ALTER TABLE {self._sql.table} DROP CONSTRAINT IF EXISTS {name}",
-            done_when=exists,
+            done_when=constraint_exists(self._catalog.table, rebuild.name),
         )
         return [*steps, attach]
 
     def _constraint(self, rebuild: Rebuild) -> list[Step]:
-        return self._valid(rebuild.name, rebuild.definition, reason=f"as {quote(rebuild.original)} on the old column")
-
-    def _valid(self, name: str, definition: str, *, reason: str) -> list[Step]:
-        table, quoted = self._sql.table, quote(name)
-        return [
-            Step(
-                name=f"add constraint {quoted}",
-                sql=f"ALTER TABLE {table} ADD CONSTRAINT {quoted} {definition} NOT VALID",
-                reason=f"{reason}; NOT VALID: holds for new writes, reads no row yet",
-                lock=_SHORT,
-                undo=f"ALTER TABLE {table} DROP CONSTRAINT IF EXISTS {quoted}",
-                done_when=self._constraint_exists(name),
-            ),
-            Step(
-                name=f"validate constraint {quoted}",
-                sql=f"ALTER TABLE {table} VALIDATE CONSTRAINT {quoted}",
-                reason="reads the table while it is read and written",
-                lock=_HARMLESS,
-                done_when=self._constraint_exists(name, validated=True),
-                in_transaction=False,
-            ),
-        ]
+        reason = f"as {quote(rebuild.original)} on the old column"
+        return builds.constraint(self._catalog.table, rebuild.name, rebuild.definition, reason=reason)
 
     def _is_not_null(self) -> str:
         return (
-            f"SELECT attnotnull FROM pg_attribute WHERE attrelid = {_text(self._sql.table)}::regclass "
-            f"AND attname = {_text(self._sql.new)}"
+            f"SELECT attnotnull FROM pg_attribute WHERE attrelid = {text(self._sql.table)}::regclass "
+            f"AND attname = {text(self._sql.new)}"
         )
 
     def _not_null(self) -> list[Step]:
@@ -234,7 +178,9 @@ class ReplaceColumnChange:
                 done_when=f"SELECT ({is_set}) OR ({step.done_when})",
                 in_transaction=step.in_transaction,
             )
-            for step in self._valid(check, f"CHECK ({new} IS NOT NULL)", reason="proves that no row is NULL")
+            for step in builds.constraint(
+                self._catalog.table, check, f"CHECK ({new} IS NOT NULL)", reason="proves that no row is NULL"
+            )
         ]
         return [
             *prove,
@@ -242,7 +188,7 @@ class ReplaceColumnChange:
                 name=f"set {new} NOT NULL",
                 sql=f"ALTER TABLE {sql.table} ALTER COLUMN {new} SET NOT NULL",
                 reason="the valid check proves it, so no row is read",
-                lock=_SHORT,
+                lock=SHORT,
                 undo=f"ALTER TABLE {sql.table} ALTER COLUMN {new} DROP NOT NULL",
                 done_when=is_set,
             ),
@@ -250,8 +196,8 @@ class ReplaceColumnChange:
                 name=f"drop check {quote(check)}",
                 sql=f"ALTER TABLE {sql.table} DROP CONSTRAINT IF EXISTS {quote(check)}",
                 reason="NOT NULL says the same",
-                lock=_SHORT,
-                done_when=f"SELECT NOT ({self._constraint_exists(check)})",
+                lock=SHORT,
+                done_when=f"SELECT NOT ({constraint_exists(self._catalog.table, check)})",
             ),
         ]
 
@@ -273,7 +219,7 @@ class ReplaceColumnChange:
                 name=f"rename {old} to {tomb}",
                 sql=f"ALTER TABLE {sql.table} RENAME COLUMN {old} TO {tomb}",
                 reason="whoever still uses it is found now, while it can come back",
-                lock=_SHORT,
+                lock=SHORT,
                 undo=f"ALTER TABLE {sql.table} RENAME COLUMN {tomb} TO {old}",
             ),
             Step(
@@ -291,7 +237,7 @@ class ReplaceColumnChange:
                     name=f"set the default of {new}",
                     sql=f"ALTER TABLE {sql.table} ALTER COLUMN {new} SET DEFAULT {expression(default)}",
                     reason="only now: before, it would hide who wrote the old shape",
-                    lock=_SHORT,
+                    lock=SHORT,
                     undo=f"ALTER TABLE {sql.table} ALTER COLUMN {new} DROP DEFAULT",
                 )
             )
@@ -304,7 +250,7 @@ class ReplaceColumnChange:
                 name=f"drop the sync trigger for {event.upper()}",
                 sql=f"DROP TRIGGER IF EXISTS {quote(sql.trigger(event))} ON {sql.table}",
                 reason="nothing is left to mirror to",
-                lock=_SHORT,
+                lock=SHORT,
             )
             for event in ("insert", "update")
         ]
@@ -320,7 +266,7 @@ class ReplaceColumnChange:
                 name=f"drop {quote(sql.tombstone)}",
                 sql=f"ALTER TABLE {sql.table} DROP COLUMN {quote(sql.tombstone)} RESTRICT",
                 reason="a catalog change only; RESTRICT: never takes along what depends on it",
-                lock=_SHORT,
+                lock=SHORT,
             ),
         ]
 
