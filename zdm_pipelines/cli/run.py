@@ -141,7 +141,10 @@ class Walk:
             batches=sum(m.batches for m in outcomes),
             retries=sum(m.retries for m in outcomes),
             wal_bytes=sum(m.wal_bytes for m in outcomes),
-            facts={"ranges": [m.partition for m in outcomes]},
+            facts={
+                "ranges": [m.partition for m in outcomes],
+                "hot_ratio": round(sum(m.hot for m in outcomes) / max(1, rows), 3),
+            },
         )
 
     def _expected_rows(self, known: int, wanted: int) -> int:

@@ -165,6 +165,7 @@ def report(done: Report) -> RenderableType:
         numbers.append(f"{done.rows:,} rows")
     if done.batches:
         numbers.append(f"{done.batches:,} batches, {done.rows_per_second:,.0f} rows/s, {size(done.wal_bytes)} WAL")
+        numbers.append(f"{done.facts['hot_ratio']:.0%} of the rows in place")
     if done.retries:
         numbers.append(f"{done.retries} retries")
     rows.append(("took", ", ".join(numbers)))

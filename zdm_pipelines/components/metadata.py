@@ -95,6 +95,8 @@ def of_moved(moved: Moved, bounds: KeyRange, statement: str) -> Metadata:
         "batches": dg.MetadataValue.int(moved.batches),
         "retries": dg.MetadataValue.int(moved.retries),
         "wal_bytes": dg.MetadataValue.int(moved.wal_bytes),
+        **_per_row(moved.rows, moved.wal_bytes, moved.hot),
+        "dead_tuples_per_row": dg.MetadataValue.float(round(moved.dead / max(1, moved.rows), 3)),
         "sql": sql([statement]),
     }
 
@@ -118,4 +120,13 @@ def of_progress(known: RangeProgress) -> Metadata:
         "batches": dg.MetadataValue.int(known.batches),
         "retries": dg.MetadataValue.int(known.retries),
         "wal_bytes": dg.MetadataValue.int(known.wal_bytes),
+        **_per_row(known.rows, known.wal_bytes, known.hot),
+    }
+
+
+def _per_row(rows: int, wal_bytes: int, hot: int) -> Metadata:
+    """What a row cost; `hot_ratio` is the share that moved in place and touched no index."""
+    return {
+        "wal_bytes_per_row": dg.MetadataValue.float(round(wal_bytes / max(1, rows), 1)),
+        "hot_ratio": dg.MetadataValue.float(round(hot / max(1, rows), 3)),
     }

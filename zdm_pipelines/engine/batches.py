@@ -29,6 +29,9 @@ _FILLED = 0.9  # of a batch's size: what a pass of a window finds on average
 _TRIES = 5  # of one batch, when the server cancels it (deadlock, serialization, recovery conflict)
 
 
+# The server's ways to end a batch that may well succeed when it is tried again.
+_CANCELLED = (errors.DeadlockDetected, errors.SerializationFailure, errors.TransactionRollback, errors.QueryCanceled)
+
 # The statement that moves rows, and in the same statement what the ledger says of it.
 _TOGETHER = """\
 WITH zdm_moved AS (
@@ -71,6 +74,7 @@ class Moved:
     batch_rows: int  # present size of a batch
     already: int = 0  # rows moved by earlier runs of this range
     hot: int = 0  # rows moved in place (heap-only): no index was touched
+    dead: int = 0  # dead rows that the table has more than before, by whomever
 
 
 Tell = Callable[[Moved], None]
@@ -157,7 +161,7 @@ class RangeWorker:
             LockNotAcquired: the application held rows longer than `patience` seconds.
             MappingFailed: `up` raises for a row; names its key.
         """
-        begun, wal = time.monotonic(), self._wal()
+        begun, wal, dead = time.monotonic(), self._wal(), self._dead()
         found = query(
             self.conn,
             "SELECT checkpoint, done_at IS NOT NULL, rows FROM zdm.range WHERE migration_id = $1 AND ordinal = $2",
@@ -174,6 +178,7 @@ class RangeWorker:
             partition=wanted.partition, rows=self.rows, batches=self.batches, retries=self.retries,
             seconds=time.monotonic() - begun, wal_bytes=max(0, self._wal() - wal), done=True,
             batch_rows=self.control.pace.rows, already=already, hot=self.hot,
+            dead=max(0, self._dead() - dead),
         )  # fmt: skip
         query(
             self.conn,
@@ -191,6 +196,9 @@ class RangeWorker:
             if own is not None:
                 return int(own)
         return int(scalar(self.conn, "SELECT pg_current_wal_insert_lsn() - '0/0'::pg_lsn"))
+
+    def _dead(self) -> int:
+        return int(scalar(self.conn, "SELECT pg_stat_get_dead_tuples($1)", [self.catalog.oid]))
 
     def _pass(self, wanted: KeyRange, start: Key | None, *, first: bool) -> None:
         """Move what waits, window by window, from a key to the range's end."""
@@ -239,7 +247,7 @@ class RangeWorker:
                         f"the table is locked for {self.patience:g} s; held by {holders(self.conn, self.catalog.oid)}",
                         "end those transactions and materialize the range again; it goes on where it stopped",
                     ) from None
-            except (errors.TransactionRollback, errors.QueryCanceled) as error:
+            except _CANCELLED as error:
                 self.retries += 1
                 if isinstance(error, errors.QueryCanceled) and size > 1:
                     size = self.control.pace.too_long(size)

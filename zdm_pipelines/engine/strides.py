@@ -16,7 +16,7 @@ from zdm_pipelines.dialects.postgres.strides import Heap
 from zdm_pipelines.engine.sessions import Tell, silent
 
 MOST_PASSES = 8  # more make the windows larger than they make the table smaller
-_SMALL = 10_000  # rows of a table that is done before it matters
+_SMALL = 100  # pages of a table that is done before it matters
 _SCATTERED = 0.5  # correlation below which a batch takes few rows of each page anyway
 _ENOUGH = 5_000  # rows of later passes that tell whether they move in place
 _WORTH = 0.1  # share of them
@@ -25,9 +25,7 @@ _REST = 60.0  # seconds after which it is tried again
 
 def choose(heap: Heap) -> int:
     """How many passes, a power of two; 1: plain batches, in the order of the key."""
-    if heap.rows is not None and heap.rows < _SMALL:
-        return 1
-    if heap.indexed or (heap.correlation is not None and heap.correlation < _SCATTERED):
+    if heap.pages < _SMALL or heap.indexed or (heap.correlation is not None and heap.correlation < _SCATTERED):
         return 1
     passes = MOST_PASSES
     # What is free already need not be freed by a first pass.

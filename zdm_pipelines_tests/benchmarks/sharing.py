@@ -37,7 +37,7 @@ ANALYZE {name};
 # Batches that write now, by the server's word: the budget's own locks would prove nothing.
 _WRITING = """
 SELECT count(*) FROM pg_stat_activity WHERE state = 'active' AND application_name LIKE 'zdm % range %'
-AND query LIKE 'WITH zdm_batch%' AND wait_event_type IS DISTINCT FROM 'Lock'"""
+AND query LIKE 'WITH zdm_moved%' AND wait_event_type IS DISTINCT FROM 'Lock'"""
 
 
 def run(setting: Setting) -> Sequence[Figure]:

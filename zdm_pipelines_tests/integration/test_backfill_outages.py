@@ -179,7 +179,7 @@ def test_batches_are_cancelled(database: str) -> None:
     m = replaced(backfill={"range_rows": 300, "batch_rows": 20})
     expanded(m, database)
     job = Background(lambda: backfilled(m, database))
-    cancel = "SELECT count(pg_cancel_backend(pid)) FROM pg_stat_activity WHERE query LIKE 'WITH zdm_batch%' AND state = 'active'"
+    cancel = "SELECT count(pg_cancel_backend(pid)) FROM pg_stat_activity WHERE query LIKE 'WITH zdm_moved%' AND state = 'active'"
     cancelled = 0
     while job.is_alive() and cancelled < 3:
         cancelled += one(database, cancel)

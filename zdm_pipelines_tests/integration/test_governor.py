@@ -449,7 +449,7 @@ def writing(url: str) -> int:
     return int(
         one(
             url,
-            "SELECT count(*) FROM pg_stat_activity WHERE state = 'active' AND query LIKE 'WITH zdm_batch%%' "
+            "SELECT count(*) FROM pg_stat_activity WHERE state = 'active' AND query LIKE 'WITH zdm_moved%%' "
             "AND datname = current_database() AND pid <> pg_backend_pid()",
         )
     )

@@ -13,7 +13,7 @@ _WHOLE = ("bigint", "integer", "smallint")
 
 # 24 bytes of a page are its header; a row costs 4 bytes of line pointer, 24 of header and up to 7 of alignment.
 _HEAP = """
-SELECT c.reltuples, c.reltuples / nullif(c.relpages, 0), current_setting('block_size')::float8 - 24,
+SELECT pg_relation_size(c.oid) / current_setting('block_size')::bigint, c.reltuples / nullif(c.relpages, 0), current_setting('block_size')::float8 - 24,
   (SELECT sum(s.avg_width * (1 - s.null_frac)) + 32 FROM pg_stats s
    WHERE s.schemaname = n.nspname AND s.tablename = c.relname AND NOT s.inherited),
   (SELECT abs(s.correlation) FROM pg_stats s WHERE s.schemaname = n.nspname AND s.tablename = c.relname
@@ -40,9 +40,9 @@ SELECT who FROM (
 
 @dataclass(frozen=True, kw_only=True)
 class Heap:
-    """A table's pages, from the planner's statistics; None: never analyzed."""
+    """A table's pages; what the planner's statistics say is None where it was never analyzed."""
 
-    rows: float | None
+    pages: int
     rows_per_page: float | None
     free: float | None  # share of a page that no row uses
     correlation: float | None  # of the key's first column with the order of the heap, 0 to 1
@@ -56,10 +56,10 @@ def heap(conn: Connection, catalog: Catalog, column: str) -> Heap:
         column: the one that is written.
     """
     found = query(conn, _HEAP, [catalog.oid, catalog.key[0].name, column])
-    rows, per_page, page, width, correlation, indexed = found[0]
-    known = per_page is not None and rows > 0 and width is not None
+    pages, per_page, page, width, correlation, indexed = found[0]
+    known = per_page is not None and per_page > 0 and width is not None
     return Heap(
-        rows=rows if known else None,
+        pages=pages,
         rows_per_page=per_page if known else None,
         free=max(0.0, 1 - per_page * width / page) if known else None,
         correlation=correlation,

@@ -1,0 +1,90 @@
+"""Strides: how many passes a table gets, and when a run gives them up."""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+import pytest
+
+from zdm_pipelines.dialects.postgres import strides as sql
+from zdm_pipelines.dialects.postgres.strides import Heap
+from zdm_pipelines.engine import strides
+from zdm_pipelines.model.values import Column
+
+
+def heap(**given: Any) -> Heap:
+    usual: dict[str, Any] = {
+        "pages": 20_000, "rows_per_page": 50.0, "free": 0.01, "correlation": 1.0, "indexed": False
+    }  # fmt: skip
+    return Heap(**{**usual, **given})
+
+
+@pytest.mark.parametrize(
+    ("given", "passes"),
+    [
+        ({}, 8),
+        ({"correlation": None, "rows_per_page": None, "free": None}, 8),  # never analyzed
+        ({"correlation": 0.1}, 1),
+        ({"indexed": True}, 1),
+        ({"pages": 99}, 1),
+        ({"free": 0.25}, 4),
+        ({"free": 0.5}, 2),
+        ({"rows_per_page": 5.0}, 4),
+        ({"rows_per_page": 1.5}, 1),
+    ],
+)
+def test_passes_by_the_tables_statistics(given: dict[str, Any], passes: int) -> None:
+    assert strides.choose(heap(**given)) == passes
+
+
+def column(name: str, type_: str) -> Column:
+    return Column(name=name, type=type_, not_null=True, default=None, generated=False, identity=False, number=1)
+
+
+@pytest.mark.parametrize(
+    ("key", "predicate"),
+    [
+        ([column("id", "bigint")], '("id" & 7) = 3'),
+        ([column("tenant", "uuid"), column("Nr", "smallint")], '("Nr" & 7) = 3'),
+        ([column("id", "uuid")], "(pg_catalog.hashtid(ctid) & 7) = 3"),
+    ],
+)
+def test_the_rows_of_a_pass(key: list[Column], predicate: str) -> None:
+    assert sql.among(key, 8, 3) == predicate
+
+
+class Clock:
+    now = 1000.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    clock = Clock()
+    monkeypatch.setattr(strides, "time", clock)
+    monkeypatch.setattr(sql, "pinned", lambda _: "replication slot s")
+    return clock
+
+
+def test_plain_for_a_while_when_nothing_moves_in_place(clock: Clock) -> None:
+    said: list[str] = []
+    striding, conn = strides.Strides(lambda: 8, tell=said.append), cast("Any", None)
+    for _ in range(20):
+        striding.moved(conn, 0, 1_000, 0)  # a first pass says nothing
+    for _ in range(4):
+        striding.moved(conn, 1, 1_000, 0)
+    assert striding.passes == 8
+    striding.moved(conn, 2, 1_000, 400)
+    assert striding.passes == 1
+    assert said == [
+        "only 8% of the rows move in place, plain batches for 60 s: dead rows cannot be removed, "
+        "held by replication slot s"
+    ]
+    clock.now += 61
+    assert striding.passes == 8
+    for _ in range(50):
+        striding.moved(conn, 1, 1_000, 700)
+    assert striding.passes == 8
+    assert len(said) == 1
