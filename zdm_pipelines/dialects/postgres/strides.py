@@ -13,7 +13,8 @@ _WHOLE = ("bigint", "integer", "smallint")
 
 # 24 bytes of a page are its header; a row costs 4 bytes of line pointer, 24 of header and up to 7 of alignment.
 _HEAP = """
-SELECT pg_relation_size(c.oid) / current_setting('block_size')::bigint, c.reltuples / nullif(c.relpages, 0), current_setting('block_size')::float8 - 24,
+SELECT pg_relation_size(c.oid) / current_setting('block_size')::bigint, c.reltuples / nullif(c.relpages, 0),
+  current_setting('block_size')::float8 - 24,
   (SELECT sum(s.avg_width * (1 - s.null_frac)) + 32 FROM pg_stats s
    WHERE s.schemaname = n.nspname AND s.tablename = c.relname AND NOT s.inherited),
   (SELECT abs(s.correlation) FROM pg_stats s WHERE s.schemaname = n.nspname AND s.tablename = c.relname
