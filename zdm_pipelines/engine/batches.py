@@ -25,6 +25,9 @@ _REVISIT_SECONDS = 0.2  # first pause before rows that the application held are 
 _LONGEST_REVISIT = 5.0
 _FEW = 50  # rows that are worth queueing for one by one
 _QUEUE_SECONDS = 0.5  # how long for each; below deadlock_timeout, and others may have more luck
+# Windows that are moved in turns, pass by pass: a statement of others that began before a pass was committed keeps its
+# dead rows, and has mostly ended when the next pass comes.
+_SIDE_BY_SIDE = 2
 _FILLED = 0.9  # of a batch's size: what a pass of a window finds on average
 _TRIES = 5  # of one batch, when the server cancels it (deadlock, serialization, recovery conflict)
 
@@ -205,13 +208,24 @@ class RangeWorker:
         at = start
         while True:
             # What is left of an earlier pass lies far apart: there is nothing to spread.
-            window = _Window(lower=at, passes=self.strides.passes if first else 1)
-            for number in range(window.passes):
-                while self._batch(wanted, window, number, first=first):
-                    pass
-            if window.upper is None:
+            passes = self.strides.passes if first else 1
+            windows: list[_Window] = []
+            while len(windows) < (_SIDE_BY_SIDE if passes > 1 else 1):
+                windows.append(_Window(lower=at, passes=passes))
+                self._batches(wanted, windows[-1], 0, first=first)
+                at = windows[-1].upper
+                if at is None:
+                    break
+            for number in range(1, passes):
+                for window in windows:
+                    self._batches(wanted, window, number, first=first)
+            if at is None:
                 return
-            at = window.upper
+
+    def _batches(self, wanted: KeyRange, window: _Window, number: int, *, first: bool) -> None:
+        """A pass of a window: one transaction, and more where rows spread unevenly."""
+        while self._batch(wanted, window, number, first=first):
+            pass
 
     def _next(self, lower: Key | None, end: Key | None, rows: int) -> Key | None:
         """The key so many rows on, None when the range ends before; one index probe."""
