@@ -3,7 +3,8 @@
 Two tables that lie in the order of their key are read along it and joined by merging: nothing is sorted or kept, and
 to compare two values costs no more than to hash both. A table that lies in another order, such as one with a random
 uuid as key, would be fetched a page for each row that way. Of such a pair, checksums say first which rows need the
-join: they take rows in any order. Each range then reads most of the table's pages, so ranges are few and large.
+join: they take rows in any order. Each range then reads most of the table's pages, so ranges are few and large, and the
+server works in parallel on each.
 """
 
 from __future__ import annotations
@@ -24,20 +25,18 @@ from zdm_pipelines.engine.parity import CATEGORIES
 from zdm_pipelines.model.values import Key, KeyRange, Parity
 
 _RANGE_ROWS = 100_000  # a twentieth of a second
-_SCATTERED_ROWS = 2_500_000  # of a range that may read the whole table
-_SCATTERED_RANGES = 8  # at most: so often is the whole table read
+_SCATTERED_ROWS = 8_000_000  # of a range that reads about the whole table: some seconds
+_SCATTERED_RANGES = 8  # at most: so often is the table read
 _WALK_ROWS = 400  # by which the order of a table is told
 _WALKS = 5
 _GRACE = 0.1  # seconds for a worker to end by itself
 _CANCEL_SECONDS = 2.0
 _DETOUR = 4  # times the pages that the rows fill: more, and a walk by the key's index is a detour
 
-_ALWAYS = {
-    "jit": "off",  # compiling takes longer than a range
-    "max_parallel_workers_per_gather": "0",  # as many processes as there are connections, no more
-    "work_mem": "64MB",
-}
-_BY_MERGING = {"enable_seqscan": "off", "enable_bitmapscan": "off", "enable_hashjoin": "off"}
+_ALWAYS = {"jit": "off", "work_mem": "64MB"}  # compiling takes longer than a range
+_ALONG = {"enable_seqscan": "off", "enable_bitmapscan": "off", "enable_hashjoin": "off"}
+# The planner takes the buckets for as many as there are rows, and would sort them.
+_BY_CHECKSUMS = {"enable_sort": "off"}
 
 
 def cut(conn: Connection, pair: PairSql, *, range_rows: int = _RANGE_ROWS) -> list[KeyRange]:
@@ -72,7 +71,7 @@ def compare(
     pair: PairSql,
     wanted: Sequence[KeyRange],
     *,
-    connections: int = 2,
+    processes: int = 2,
     first_keys: int = 5,
     tell: Callable[[int], None] = lambda _: None,
 ) -> Parity:
@@ -80,7 +79,7 @@ def compare(
 
     Args:
         name: what errors and sessions call it.
-        connections: how many ranges are compared at once.
+        processes: how many of the server's work at once: on ranges of their own, or in parallel on a large one.
         first_keys: of each category, enough to look at.
         tell: called with the number of rows after each range.
 
@@ -91,9 +90,9 @@ def compare(
     begun = time.monotonic()
     with connected(url, purpose=f"{name} parity") as conn:
         along = not scattered(conn, pair, [r.lower for r in wanted if r.lower is not None])
-    comparison = _Comparison(url, name, pair, wanted, along=along, first_keys=first_keys)
+    comparison = _Comparison(url, name, pair, wanted, along=along, first_keys=first_keys, processes=processes)
     seen: dict[int, _Seen] = {}
-    for at, found in comparison.run(connections):
+    for at, found in comparison.run():
         seen[at] = found
         tell(found.rows)
     ordered = [seen[at] for at in range(len(wanted))]
@@ -120,7 +119,15 @@ class _Comparison:
     """The workers of one comparison, each with a connection of its own."""
 
     def __init__(
-        self, url: str, name: str, pair: PairSql, wanted: Sequence[KeyRange], *, along: bool, first_keys: int
+        self,
+        url: str,
+        name: str,
+        pair: PairSql,
+        wanted: Sequence[KeyRange],
+        *,
+        along: bool,
+        first_keys: int,
+        processes: int,
     ) -> None:
         self._url = url
         self._name = name
@@ -128,6 +135,9 @@ class _Comparison:
         self._wanted = wanted
         self._along = along  # the key's index, on both sides
         self._first_keys = first_keys
+        self._sessions = min(processes if along else 1, len(wanted))
+        helpers = {"max_parallel_workers_per_gather": str(0 if along else processes - 1)}
+        self._settings = _ALWAYS | helpers | (_ALONG if along else _BY_CHECKSUMS)
         self._todo: queue.SimpleQueue[int] = queue.SimpleQueue()
         for at in range(len(wanted)):
             self._todo.put(at)
@@ -136,12 +146,9 @@ class _Comparison:
         self._conns: list[Connection] = []
         self._found: dict[str, dict[int, int]] = {c: {} for c in CATEGORIES}  # keys had, by the range's place
 
-    def run(self, connections: int) -> Iterator[tuple[int, _Seen]]:
+    def run(self) -> Iterator[tuple[int, _Seen]]:
         """Each range's place and what it came to, as they come; ends its sessions whatever happens."""
-        workers = [
-            threading.Thread(target=self._work, name="zdm parity", daemon=True)
-            for _ in range(min(connections, len(self._wanted)))
-        ]
+        workers = [threading.Thread(target=self._work, name="zdm parity", daemon=True) for _ in range(self._sessions)]
         try:
             for worker in workers:
                 worker.start()
@@ -169,7 +176,7 @@ class _Comparison:
         try:
             with connected(self._url, purpose=f"{self._name} parity") as conn:
                 self._conns.append(conn)
-                for setting, value in (_ALWAYS | (_BY_MERGING if self._along else {})).items():
+                for setting, value in self._settings.items():
                     query(conn, "SELECT set_config($1, $2, false)", [setting, value])
                 conn.prepare_threshold = None  # a plan for any bounds would be none for these
                 conn.isolation_level = psycopg.IsolationLevel.REPEATABLE_READ
@@ -190,9 +197,10 @@ class _Comparison:
         """One range, in one snapshot."""
         alike, buckets = 0, None
         if not self._along:
-            alike, buckets = query(conn, *self._pair.checksums(one.lower, one.upper))[0]
-            if not buckets:
+            alike, unlike = query(conn, *self._pair.checksums(one.lower, one.upper, by_bucket=False))[0]
+            if not unlike:
                 return _Seen(rows=alike)
+            alike, buckets = query(conn, *self._pair.checksums(one.lower, one.upper, by_bucket=True))[0]
             if len(buckets) > BUCKETS // 2:
                 alike, buckets = 0, None  # to pick rows by bucket would save little
         rows, *counts = query(conn, *self._pair.compare(one.lower, one.upper, buckets=buckets))[0]

@@ -14,6 +14,7 @@ from zdm_pipelines_tests.benchmarks import (
     latency,
     options,
     overhead,
+    parity,
     reaction,
     report,
     sharing,
@@ -30,6 +31,7 @@ CASES: Mapping[str, Case] = {
     "backfill": backfill.run,
     "foreground": latency.run,
     "dagster": overhead.run,
+    "parity": parity.run,
 }
 
 console = Console()

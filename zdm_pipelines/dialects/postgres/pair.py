@@ -2,18 +2,17 @@
 
 Rows are judged by one predicate only, `same`, over both rows joined by key. Checksums never judge: rows whose checksums
 are alike need no join, and of the others the join says which. So a value may be hashed in any way that gives unlike
-values the same hash by accident only, once in 2^64:
+values the same hash by accident only, once in 2^64. What Postgres hashes with does not do so by itself:
 
-- The hash of a row is hashed again. `hash_record_extended` is linear in the hashes of the columns, a sum or XOR of it
-  over rows likewise, and would not see that two rows exchanged a value.
-- Postgres folds the halves of 8-byte integers and times into 32 bits before it hashes them, with any seed: 5 and
-  5 * 2^32 are one to it. They are hashed as the eight bytes that they are.
-- The seed is not 0: the hash of 0 and that of NaN are near the seed, that of NULL is 0.
-- jsonb is hashed as text: its own hash does not see two elements exchanged that are 32 apart.
+- `hash_record_extended` is linear in the hashes of the columns, a sum or XOR of it over rows likewise: it would not see
+  that two rows exchanged a value. Therefore each row has a seed of its own, the hash of its key.
+- The halves of 8-byte integers and times are folded into 32 bits before they are hashed, with any seed: 5 and 5 * 2^32
+  are one. NaN and the infinities of numeric are one, too. Such values are hashed as the bytes that are sent for them.
+- The hash of jsonb does not see two elements exchanged that are 32 apart: it is hashed as text.
 - Text is hashed bytewise, as it is compared, whatever its collation calls equal.
 
-The other way round, what `same` calls alike may have unlike hashes, such as the intervals `1 month` and `30 days`. Then
-the join has more to do, and says that they agree.
+The other way round, what `same` calls alike may have unlike hashes: 1.0 and 1.00 where the type has no scale, or the
+intervals `1 month` and `30 days`. Then the join has more to do, and says that they agree.
 """
 
 from __future__ import annotations
@@ -29,17 +28,19 @@ from zdm_pipelines.model.values import Catalog, Column, Key
 
 BUCKETS = 4096  # a power of two; to find one row among ten million, the join then reads 2,500
 
-_SEED = 7777
+_SEED = 7777  # of the keys' hashes; not 0, which NULL is hashed as: a float's zero is hashed as the seed
 
-# Types whose own hash sees every difference, and gives 1.0 and 1.00 the same. All others are hashed as text.
-_HASHED = frozenset(("boolean", "smallint", "integer", "real", "double precision", "numeric", "date", "uuid", "bytea"))
-# Types whose own hash folds halves.
+# Types whose own hash sees every difference. Those that are neither here nor below are hashed as text.
+_HASHED = frozenset(("boolean", "smallint", "integer", "real", "double precision", "date", "uuid", "bytea"))
 _SENT = {
     "bigint": "int8send",
+    "numeric": "numeric_send",
     "timestamp without time zone": "timestamp_send",
     "timestamp with time zone": "timestamptz_send",
     "time without time zone": "time_send",
 }
+
+_SEEDS = {"bigint": "hashint8extended", "integer": "hashint4extended", "uuid": "uuid_hash_extended"}
 
 Statement = tuple[str, list[list[str]]]
 
@@ -82,38 +83,32 @@ class Side:
         return [(f"zdm_value_{i}", type_name) for i, (_, type_name) in enumerate(self.values, 1)]
 
     @property
-    def _key_hash(self) -> str:
-        parts = [_hashed(f"{quote(c.name)}::{c.type}", c.type) for c in self.key]
-        return f"hash_record_extended(ROW({', '.join(parts)}), {_SEED})"
-
-    @property
-    def _bucket(self) -> str:
-        return f"{self._key_hash} & {BUCKETS - 1}"
+    def _seed(self) -> str:
+        """The hash of a row's key; those of the commonest types cost less than that of a record."""
+        parts = [(f"{quote(c.name)}::{c.type}", c.type) for c in self.key]
+        if len(parts) == 1 and parts[0][1] in _SEEDS:
+            return f"pg_catalog.{_SEEDS[parts[0][1]]}({parts[0][0]}, {_SEED})"
+        return f"hash_record_extended(ROW({', '.join(_hashed(*part) for part in parts)}), {_SEED})"
 
     def rows(self, lower: Key | None, upper: Key | None, buckets: Sequence[int] | None) -> Statement:
         """Keys and values of an interval."""
         predicate, params = keys.between(self.key, lower, upper)
         if buckets is not None:
             params.append([str(b) for b in buckets])
-            predicate = f"{predicate} AND {self._bucket} = ANY (${len(params)}::text[]::bigint[])"
+            predicate += f" AND {self._seed} & {BUCKETS - 1} = ANY (${len(params)}::text[]::bigint[])"
         key = [f"{quote(c.name)} AS {name}" for c, name in zip(self.key, self.key_names, strict=True)]
         values = [f"{sql}::{t} AS zdm_value_{i}" for i, (sql, t) in enumerate(self.values, 1)]
         return f"SELECT {', '.join(key + values)} FROM {self.table.table.sql} WHERE {predicate}", params
 
-    def checksums(self, lower: Key | None, upper: Key | None) -> Statement:
-        """Rows and checksum of each bucket of an interval."""
+    def checksums(self, lower: Key | None, upper: Key | None, *, by_bucket: bool) -> Statement:
+        """Rows and checksum of an interval, or of each bucket of it."""
         predicate, params = keys.between(self.key, lower, upper)
-        values = [f"{_hashed(f'{sql}::{t}', t)} AS zdm_value_{i}" for i, (sql, t) in enumerate(self.values, 1)]
-        # OFFSET 0 keeps the planner from evaluating a value wherever it is named.
-        hashed = (
-            f"SELECT {self._key_hash} AS zdm_key, {', '.join(values)} FROM {self.table.table.sql} "
-            f"WHERE {predicate} OFFSET 0"
-        )
-        row = f"hash_record_extended(ROW({', '.join(name for name, _ in self.value_types)}), {_SEED})"
-        again = f"hash_record_extended(ROW(int8send({row})), {_SEED})"
+        values = ", ".join(_hashed(f"{sql}::{t}", t) for sql, t in self.values)
+        bucket, group = (f"{self._seed} & {BUCKETS - 1}", " GROUP BY 1") if by_bucket else ("0::bigint", "")
         return (
-            f"SELECT zdm_key & {BUCKETS - 1} AS zdm_bucket, count(*) AS zdm_rows, sum({again}) AS zdm_sum "
-            f"FROM ({hashed}) AS zdm_hashed GROUP BY 1",
+            f"SELECT {bucket} AS zdm_bucket, count(*) AS zdm_rows, "
+            f"sum(hash_record_extended(ROW({values}), {self._seed})) AS zdm_sum "
+            f"FROM {self.table.table.sql} WHERE {predicate}{group}",
             params,
         )
 
@@ -177,10 +172,14 @@ class PairSql:
             params,
         )
 
-    def checksums(self, lower: Key | None, upper: Key | None) -> Statement:
-        """How many rows lie in buckets whose checksums are alike, and the buckets where they are not."""
-        old, params = self.old_side.checksums(lower, upper)
-        new, _ = self.new_side.checksums(lower, upper)
+    def checksums(self, lower: Key | None, upper: Key | None, *, by_bucket: bool) -> Statement:
+        """How many rows lie in buckets whose checksums are alike, and the buckets where they are not.
+
+        Args:
+            by_bucket: BUCKETS of them, by the key's hash; else one for all, which takes a third of the time less.
+        """
+        old, params = self.old_side.checksums(lower, upper, by_bucket=by_bucket)
+        new, _ = self.new_side.checksums(lower, upper, by_bucket=by_bucket)
         alike = "(zdm_old.zdm_rows, zdm_old.zdm_sum) IS NOT DISTINCT FROM (zdm_new.zdm_rows, zdm_new.zdm_sum)"
         return (
             f"SELECT coalesce(sum(zdm_old.zdm_rows) FILTER (WHERE {alike}), 0)::bigint, "
