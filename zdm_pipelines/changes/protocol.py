@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Protocol
 
 from zdm_pipelines.dialects.postgres.marking import Marking
+from zdm_pipelines.dialects.postgres.strides import Among
 from zdm_pipelines.model.values import Key, Step
 
 
@@ -52,7 +53,13 @@ class Change(Protocol):
         ...
 
     def move(
-        self, lower: Key | None, upper: Key | None, *, repair: bool = False, among: str = "", limit: int | None = None
+        self,
+        lower: Key | None,
+        upper: Key | None,
+        *,
+        repair: bool = False,
+        among: Among | None = None,
+        limit: int | None = None,
     ) -> tuple[str, list[list[str]]]:
         """One batch of the backfill: all rows that wait in an interval, or at most `limit` of those that `among` picks.
 

@@ -15,6 +15,7 @@ from psycopg import errors
 
 from zdm_pipelines.dialects.postgres import keys, strides
 from zdm_pipelines.dialects.postgres.connection import Connection, of_data, query, safe, scalar
+from zdm_pipelines.dialects.postgres.strides import Among
 from zdm_pipelines.engine.locks import holders
 from zdm_pipelines.engine.pace import Pace
 from zdm_pipelines.engine.strides import Strides
@@ -52,7 +53,13 @@ class BatchSql(Protocol):
     """The statements of one kind of change, over the parameters that they return."""
 
     def move(
-        self, lower: Key | None, upper: Key | None, *, repair: bool = False, among: str = "", limit: int | None = None
+        self,
+        lower: Key | None,
+        upper: Key | None,
+        *,
+        repair: bool = False,
+        among: Among | None = None,
+        limit: int | None = None,
     ) -> tuple[str, list[list[str]]]: ...
     def count_unmoved(
         self, lower: Key | None, upper: Key | None, *, repair: bool = False
@@ -108,7 +115,7 @@ class _Window:
     lower: Key | None
     passes: int
     upper: Key | None = None  # None: to the range's end
-    measured: bool = False
+    span: int = 0  # rows, when it was measured; 0: it was not
 
     def rows(self, size: int) -> int:
         """How many rows it spans, for batches of a size. A pass stays below it, though rows spread unevenly."""
@@ -246,9 +253,9 @@ class RangeWorker:
             try:
                 with self._turn():
                     begun = time.monotonic()
-                    if not window.measured or window.passes == 1:
-                        window.upper = self._next(window.lower, wanted.upper, window.rows(size))
-                        window.measured = True
+                    if not window.span or window.passes == 1:
+                        window.span = window.rows(size)
+                        window.upper = self._next(window.lower, wanted.upper, window.span)
                     done = self._commit(wanted, window, number, size, first=first)
                 break
             except errors.LockNotAvailable:
@@ -312,7 +319,7 @@ class RangeWorker:
         if window.passes == 1:
             statement = self.sql.move(window.lower, end, repair=self.repair)
         else:
-            among = strides.among(self.catalog.key, window.passes, number)
+            among = strides.among(self.catalog.key, window.passes, number, window.lower, end, rows=window.span)
             statement = self.sql.move(window.lower, end, repair=self.repair, among=among, limit=size)
         return self._transact(
             wanted,

@@ -50,7 +50,18 @@ def column(name: str, type_: str) -> Column:
     ],
 )
 def test_the_rows_of_a_pass(key: list[Column], predicate: str) -> None:
-    assert sql.among(key, 8, 3) == predicate
+    assert sql.among(key, 8, 3, None, None, rows=800)("wanted") == f"CASE WHEN {predicate} THEN wanted END"
+
+
+@pytest.mark.parametrize(
+    ("lower", "upper", "dense"),
+    [(100, 899, True), (-900, 700, True), (100, 1_701, False), (2**62 - 9, 2**62, False), (None, 100, False)],
+)
+def test_numbers_with_few_gaps_are_asked_of_the_index(lower: int | None, upper: int, dense: bool) -> None:
+    bound = None if lower is None else (str(lower),)
+    found = sql.among([column("id", "integer")], 8, 3, bound, (str(upper),), rows=800)("wanted")
+    assert ("= ANY (ARRAY(" in found) == dense
+    assert ("CASE WHEN" in found) != dense
 
 
 class Clock:

@@ -29,6 +29,7 @@ from dataclasses import dataclass
 
 from zdm_pipelines.dialects.postgres import keys
 from zdm_pipelines.dialects.postgres.replace_column import BACKFILL_SETTING, TRIGGER_PREFIX, expression, same
+from zdm_pipelines.dialects.postgres.strides import Among
 from zdm_pipelines.model.names import fitted, quote
 from zdm_pipelines.model.values import Catalog, Key
 
@@ -120,7 +121,7 @@ class CopyRowsSql:
 WITH zdm_batch AS MATERIALIZED (
   SELECT {chosen}
   FROM {self._rows}
-  WHERE {rows} AND {self._waits(repair=repair)}
+  WHERE {rows}
   {locking}
 )
 INSERT INTO {self.target.table.sql} AS zdm_target ({self._listed}) OVERRIDING SYSTEM VALUE
@@ -128,24 +129,31 @@ SELECT {self._listed} FROM zdm_batch
 {self._conflict} {then}"""
 
     def move(
-        self, lower: Key | None, upper: Key | None, *, repair: bool = False, among: str = "", limit: int | None = None
+        self,
+        lower: Key | None,
+        upper: Key | None,
+        *,
+        repair: bool = False,
+        among: Among | None = None,
+        limit: int | None = None,
     ) -> tuple[str, list[list[str]]]:
         """One batch. Rows that the application is changing are passed over.
 
         Args:
             repair: also bring copies that disagree to the source's values. Rows of the target without a source row
                 stay: only the kind of change knows whether the target is its copy's alone; see `remove_extra`.
-            among: a predicate over the source row that picks some of them; default: all.
+            among: picks some rows of the source; default: all.
             limit: most rows to copy; default: all.
         """
         interval, params = keys.between(self.source.key, lower, upper)
-        rows = f"{interval} AND {among}" if among else interval
+        wanted = self._waits(repair=repair)
+        rows = f"{interval} AND {wanted if among is None else among(wanted)}"
         limited = "" if limit is None else f"LIMIT {limit} "
         return self._copy(rows, repair=repair, locking=f"{limited}FOR SHARE OF {self.alias} SKIP LOCKED"), params
 
     def move_one(self, key: Key, *, repair: bool = False) -> tuple[str, list[list[str]]]:
         """Copy the one row at a key, if it still waits when its lock is had."""
-        row = f"{keys.row(self.source.key)} = {keys.bound(self.source.key, 1)}"
+        row = f"{keys.row(self.source.key)} = {keys.bound(self.source.key, 1)} AND {self._waits(repair=repair)}"
         return self._copy(row, repair=repair, locking=f"FOR SHARE OF {self.alias}"), [list(key)]
 
     def count_unmoved(

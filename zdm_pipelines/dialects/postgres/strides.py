@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from zdm_pipelines.dialects.postgres import keys
 from zdm_pipelines.dialects.postgres.connection import Connection, query
 from zdm_pipelines.model.names import quote
-from zdm_pipelines.model.values import Catalog, Column
+from zdm_pipelines.model.values import Catalog, Column, Key
 
 _WHOLE = ("bigint", "integer", "smallint")
+_DENSE = 2  # numbers for each row, up to which the index is asked for the numbers of a pass
+_LARGEST = 2**62  # beyond it, adding to a number might be too much for its type
+
+Among = Callable[[str], str]  # from a predicate over a row to the same over the rows of a pass
 
 # 24 bytes of a page are its header; a row costs 4 bytes of line pointer, 24 of header and up to 7 of alignment.
 _HEAP = """
@@ -74,14 +79,25 @@ def pinned(conn: Connection) -> str:
     return str(found[0][0]) if found else ""
 
 
-def among(key: Sequence[Column], passes: int, number: int) -> str:
-    """Predicate: the rows of a pass, spread evenly over the pages.
+def among(key: Sequence[Column], passes: int, number: int, lower: Key | None, upper: Key | None, *, rows: int) -> Among:
+    """The rows of a pass, spread evenly over the pages.
 
     Args:
         passes: a power of two.
+        lower, upper: the window, whose bounds are the statement's first parameters; see `keys.between`.
+        rows: that it spans.
     """
+    if len(key) == 1 and key[0].type in _WHOLE and lower is not None and upper is not None:
+        first, last = int(lower[0]), int(upper[0])
+        if last - first <= rows * _DENSE and abs(last) < _LARGEST:
+            # Numbers with few gaps: the index gives those of the pass, and no other row is read.
+            start = f"{keys.bound(key, 1)} + ({number} - {keys.bound(key, 1)} & {passes - 1})"
+            series = f"generate_series({start}::bigint, {keys.bound(key, 2)}::bigint - 1, {passes})"
+            picked = f"{quote(key[0].name)} = ANY (ARRAY(SELECT zdm_n::{key[0].type} FROM {series} AS zdm_n))"
+            return lambda wanted: f"{picked} AND {wanted}"
     # Neighbours in the heap mostly have neighbouring numbers. Else the row's place decides: of a page, a pass then
     # takes about its share.
     whole = next((column.name for column in reversed(key) if column.type in _WHOLE), None)
     spread = quote(whole) if whole is not None else "pg_catalog.hashtid(ctid)"
-    return f"({spread} & {passes - 1}) = {number}"
+    # In this order: it costs less than the mapping, which is then evaluated once for each row.
+    return lambda wanted: f"CASE WHEN ({spread} & {passes - 1}) = {number} THEN {wanted} END"
