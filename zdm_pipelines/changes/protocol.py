@@ -60,6 +60,7 @@ class Change(Protocol):
         repair: bool = False,
         among: Among | None = None,
         limit: int | None = None,
+        whole: bool = False,
     ) -> tuple[str, list[list[str]]]:
         """One batch of the backfill: all rows that wait in an interval, or at most `limit` of those that `among` picks.
 

@@ -30,6 +30,7 @@ _QUEUE_SECONDS = 0.5  # how long for each; below deadlock_timeout, and others ma
 # dead rows, and has mostly ended when the next pass comes.
 _SIDE_BY_SIDE = 2
 _FILLED = 0.9  # of a batch's size: what a pass of a window finds on average
+_LOCK_SECONDS = 2.0  # how long a schema change of others is waited for; rows are not
 _TRIES = 5  # of one batch, when the server cancels it (deadlock, serialization, recovery conflict)
 
 
@@ -60,6 +61,7 @@ class BatchSql(Protocol):
         repair: bool = False,
         among: Among | None = None,
         limit: int | None = None,
+        whole: bool = False,
     ) -> tuple[str, list[list[str]]]: ...
     def count_unmoved(
         self, lower: Key | None, upper: Key | None, *, repair: bool = False
@@ -150,6 +152,7 @@ class RangeWorker:
         patience: float,
         tell: Tell,
         repair: bool = False,
+        whole: bool = False,
     ) -> None:
         self.conn = conn
         self.migration_id = migration_id
@@ -161,6 +164,7 @@ class RangeWorker:
         self.patience = patience
         self.tell = tell
         self.repair = repair
+        self.whole = whole  # rows are locked as for a change of their key
         self.rows = self.hot = self.batches = self.retries = 0
         self._waited = 0.0  # seconds for a turn
 
@@ -231,19 +235,24 @@ class RangeWorker:
 
     def _batches(self, wanted: KeyRange, window: _Window, number: int, *, first: bool) -> None:
         """A pass of a window: one transaction, and more where rows spread unevenly."""
-        while self._batch(wanted, window, number, first=first):
-            pass
+        rows = 0
+        # It ends, also where a trigger of the application's makes every row that is moved wait anew.
+        while self._batch(wanted, window, number, first=first) and rows < window.span:
+            rows += self.control.pace.next_rows
 
     def _next(self, lower: Key | None, end: Key | None, rows: int) -> Key | None:
         """The key so many rows on, None when the range ends before; one index probe."""
         predicate, params = keys.between(self.catalog.key, lower, end)
-        found = query(
-            self.conn,
+        sql = (
             f"SELECT {keys.as_text(self.catalog.key)} FROM ONLY {self.catalog.table.sql} WHERE {predicate} "
-            f"ORDER BY {keys.columns(self.catalog.key)} OFFSET {rows} LIMIT 1",
-            params,
+            f"ORDER BY {keys.columns(self.catalog.key)} OFFSET {rows} LIMIT 1"
         )
-        return tuple(found[0][0]) if found else None
+        with self.conn.pipeline(), self.conn.transaction():
+            # It holds one of the database's places: whoever rewrites the table must not keep that.
+            self.conn.execute("SELECT set_config('lock_timeout', $1, true)", [f"{round(_LOCK_SECONDS * 1000)}ms"])
+            probe = self.conn.execute(sql.encode(), params)
+        found = probe.fetchone()
+        return tuple(found[0]) if found else None
 
     def _batch(self, wanted: KeyRange, window: _Window, number: int, *, first: bool) -> bool:
         """One transaction of a window's pass; true when the pass may have more rows."""
@@ -254,13 +263,15 @@ class RangeWorker:
                 with self._turn():
                     begun = time.monotonic()
                     if not window.span or window.passes == 1:
-                        window.span = window.rows(size)
-                        window.upper = self._next(window.lower, wanted.upper, window.span)
+                        rows = window.rows(size)
+                        window.upper = self._next(window.lower, wanted.upper, rows)
+                        window.span = rows  # not before: the probe may be cancelled
                     done = self._commit(wanted, window, number, size, first=first)
                 break
             except errors.LockNotAvailable:
                 # Somebody rewrites the table or builds an index on it: that is waited for like a held row.
                 self.retries += 1
+                time.sleep(random.uniform(0.05, 0.2))
                 blocked_since = blocked_since or self._tried()
                 if self._tried() - blocked_since > self.patience:
                     raise LockNotAcquired(
@@ -317,17 +328,16 @@ class RangeWorker:
     def _commit(self, wanted: KeyRange, window: _Window, number: int, size: int, *, first: bool) -> _Done:
         end = window.end(wanted)
         if window.passes == 1:
-            statement = self.sql.move(window.lower, end, repair=self.repair)
+            statement = self.sql.move(window.lower, end, repair=self.repair, whole=self.whole)
         else:
             among = strides.among(self.catalog.key, window.passes, number, window.lower, end, rows=window.span)
-            statement = self.sql.move(window.lower, end, repair=self.repair, among=among, limit=size)
+            statement = self.sql.move(window.lower, end, repair=self.repair, among=among, limit=size, whole=self.whole)
         return self._transact(
             wanted,
             statement,
             upper=end if first and number == window.passes - 1 else None,
             unless=size if window.passes > 1 else None,
-            # Rows are not waited for; this guards against schema changes of others.
-            lock_timeout=2.0,
+            lock_timeout=_LOCK_SECONDS,
             alone=size == 1,
         )
 
@@ -388,17 +398,14 @@ class RangeWorker:
 
     def _revisit(self, wanted: KeyRange) -> None:
         """Come back for rows that the application held, until none is left."""
-        pause, begun, progressed = _REVISIT_SECONDS, self._tried(), self.rows
+        pause, begun, rows = _REVISIT_SECONDS, self._tried(), self.rows
+        least: int | None = None
         sql, params = self.sql.count_unmoved(wanted.lower, wanted.upper, repair=self.repair)
         while left := self._counted(wanted, sql, params):
-            if self.rows == progressed and self._tried() - begun > self.patience:
-                raise LockNotAcquired(
-                    f"{self.name} range {wanted.partition}",
-                    f"{left} rows are held by the application for {self.patience:g} s",
-                    "end those transactions and materialize the range again; all other rows are moved",
-                )
-            if self.rows != progressed:
-                progressed, begun = self.rows, self._tried()
+            if least is None or left < least:
+                least, begun, rows = left, self._tried(), self.rows
+            elif self._tried() - begun > self.patience:
+                raise self._left(wanted, left, moved=self.rows > rows)
             if self.batches:
                 self.retries += 1
                 time.sleep(pause)
@@ -406,16 +413,36 @@ class RangeWorker:
             self._pass(wanted, wanted.lower, first=False)
             self._queue_for_few(wanted)
 
+    def _left(self, wanted: KeyRange, left: int, *, moved: bool) -> LockNotAcquired:
+        thing = f"{self.name} range {wanted.partition}"
+        if moved:
+            return LockNotAcquired(
+                thing,
+                f"{left} rows wait anew after they were moved: something alters them as they are written",
+                "look at the table's triggers, and materialize the range again",
+            )
+        return LockNotAcquired(
+            thing,
+            f"{left} rows are held by the application for {self.patience:g} s",
+            "end those transactions and materialize the range again; all other rows are moved",
+        )
+
     def _queue_for_few(self, wanted: KeyRange) -> None:
         """Queue for rows that are never free when we look, one by one: holding no other lock, we cannot deadlock."""
         sql, params = self.sql.unmoved_keys(wanted.lower, wanted.upper, limit=_FEW + 1, repair=self.repair)
-        left = query(self.conn, sql, params)
-        if len(left) > _FEW:
-            return
-        for (key,) in left:
-            with self._turn(), contextlib.suppress(errors.LockNotAvailable):
-                statement = self.sql.move_one(tuple(key), repair=self.repair)
-                self.rows += self._transact(wanted, statement, lock_timeout=_QUEUE_SECONDS, alone=True).rows
+        try:
+            left = query(self.conn, sql, params)
+            if len(left) > _FEW:
+                return
+            for (key,) in left:
+                # Who is refused or cancelled has another turn when what is left is counted again.
+                with self._turn(), contextlib.suppress(errors.LockNotAvailable, *_CANCELLED):
+                    statement = self.sql.move_one(tuple(key), repair=self.repair)
+                    self.rows += self._transact(wanted, statement, lock_timeout=_QUEUE_SECONDS, alone=True).rows
+        except psycopg.Error as error:
+            if not of_data(error):
+                raise
+            raise self._failing_row(*self._failing_batch(wanted), error) from None
 
     def _counted(self, wanted: KeyRange, sql: str, params: list[list[str]]) -> int:
         try:
@@ -454,7 +481,7 @@ class RangeWorker:
         return MappingFailed(
             self.name,
             f"up fails for {where}: {safe(error)}",
-            "correct that row or up; rows before it stay moved",
+            "correct that row or up and materialize the range again; what is moved stays moved",
         )
 
     def _raises(self, key: Key) -> bool:
@@ -468,6 +495,8 @@ class RangeWorker:
                 query(self.conn, sql, params)
         except errors.LockNotAvailable:
             return False
-        except psycopg.Error:
+        except psycopg.Error as error:
+            if not of_data(error):
+                raise
             return True
         return False

@@ -2,10 +2,10 @@
 
 Who writes leaves a line. Each validate begins a new *epoch*: a number that the sync function holds in its body. For
 every row whose columns matter, the function finds the row's range (its *bucket*) and adds (epoch, bucket) to
-zdm.written in the application's own transaction, unless this session has left that line before. That it has is kept
-in a setting of the session. A transaction or savepoint that is rolled back takes line and setting back together; a
-session whose settings are reset leaves another line. Only a prepared transaction parts them, so the setting names its
-transaction until that is known to be committed.
+zdm.written in the application's own transaction, unless that line is there. That it is, is kept in a setting of the
+session. A transaction or savepoint that is rolled back takes line and setting back together; a session whose settings
+are reset looks again. Only a prepared transaction parts them, so the setting names its transaction until that is known
+to be committed.
 
 Why no write is missed. Say a range agreed in a snapshot S, taken in epoch e after all transactions had ended that had
 written to the table before the function of e was in place. Every later look reads zdm.written in a snapshot L.
@@ -14,8 +14,8 @@ written to the table before the function of e was in place. Every later look rea
 2. Then it is none of those that were waited for: it locked the table for its first write when the function of e was
    in place, and so ran that function or a later one, at whatever isolation level, since functions are looked up as
    they are now and not as the transaction's snapshot has them.
-3. So there is a line (e or later, bucket), left by that transaction itself, or by one of the same session that was
-   committed before it: L, which sees the write, sees the line.
+3. So there is a line (e or later, bucket), left by that transaction itself, or by one that was committed before it
+   looked: L, which sees the write, sees the line.
 
 Without such a line the range agrees at L as it did at S. That is also why the proof may then be renewed for the
 present epoch, if the writers of the earlier one were waited for before L, and lines older than every proof may go.
@@ -126,7 +126,7 @@ def begin(
         return Standing()
     epoch, fingerprint = _new_epoch(conn, entry, known, change, full=full)
     waited = _waited(conn, entry, patience=patience, tell=tell)
-    seen = _look(conn, entry, change)
+    seen = _look(conn, entry, known, change, fingerprint)
     proven = {
         r.range.ordinal: Proven(rows=proof["rows"], through_down=proof["through_down"])
         for bucket, r in enumerate(known)
@@ -206,7 +206,9 @@ def _waited(conn: Connection, entry: ledger.Entry, *, patience: float, tell: ses
     return True
 
 
-def _look(conn: Connection, entry: ledger.Entry, change: ProofSql) -> _Seen:
+def _look(
+    conn: Connection, entry: ledger.Entry, known: Sequence[RangeProgress], change: ProofSql, fingerprint: str
+) -> _Seen:
     with ledger.transaction(conn):
         query(conn, "SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY")
         rows = query(conn, "SELECT ordinal, proof, batches FROM zdm.range WHERE migration_id = $1", [entry.id])
@@ -216,7 +218,9 @@ def _look(conn: Connection, entry: ledger.Entry, change: ProofSql) -> _Seen:
             ranges={o: (proof, batches if together is None else together) for o, proof, batches in rows},
             written=marking.written(conn, entry.id),
             marks=[list(mark) for mark in gate.sync_marks(conn, entry.catalog.oid, change.sync_triggers())],
-            trusted=not gate.sync_reasons(conn, entry.catalog.oid, change.sync_triggers()),
+            # The fingerprint once more: a function may have been made anew while writers were waited for.
+            trusted=not gate.sync_reasons(conn, entry.catalog.oid, change.sync_triggers())
+            and _fingerprint(conn, entry, known, change) == fingerprint,
         )
 
 

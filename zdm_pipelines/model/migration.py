@@ -61,7 +61,7 @@ class Backfill(Declared):
     passes: Literal[1, 2, 4, 8, 16] | None = Field(
         default=None,
         description="Passes in which the rows of neighbouring pages are moved, so that later ones find room in their "
-        "page; 1: plain batches; default: by the table's statistics.",
+        "page: 2, 4, 8 or 16; 1: plain batches; default: by the table's statistics.",
     )
     max_parallel: Annotated[int, Field(gt=0, le=32, strict=True)] = Field(
         default=2, description="Ranges moved at once, over all runs and machines."

@@ -13,6 +13,7 @@ import psycopg
 from zdm_pipelines.changes import bind
 from zdm_pipelines.dialects.postgres import strides
 from zdm_pipelines.dialects.postgres.connection import Connection, connected
+from zdm_pipelines.dialects.postgres.strides import Heap
 from zdm_pipelines.engine import ledger, ranges, sessions, tuning
 from zdm_pipelines.engine.batches import Moved, RangeWorker
 from zdm_pipelines.engine.signals import Surroundings
@@ -70,7 +71,7 @@ def run(
     Raises:
         StateConflict, MigrationBusy, LockNotAcquired, MappingFailed, Throttled, DatabaseUnreachable, OutcomeUnknown
     """
-    entry, wanted, began, passes = sessions.resilient(
+    entry, wanted, began, heap = sessions.resilient(
         lambda: _begin(migration, url, partitions, repair, attempt), thing=migration.name, tell=tell
     )
     declared = database or Database(name=migration.database)
@@ -80,7 +81,7 @@ def run(
         entry,
         declared,
         began=began,
-        passes=passes,
+        heap=heap,
         run_id=run_id,
         repair=repair,
         tell=tell,
@@ -96,7 +97,7 @@ def run(
 
 def _begin(
     migration: Migration, url: str, partitions: Sequence[str] | None, repair: bool, attempt: int | None
-) -> tuple[ledger.Entry, list[KeyRange], int, int]:
+) -> tuple[ledger.Entry, list[KeyRange], int, Heap]:
     with sessions.session(url, migration, purpose="backfill", shared=True) as conn:
         if attempt is not None and (before := ledger.find(conn, migration.name)) is not None:
             _same_attempt(conn, before, attempt)  # first: what was rolled back may be in any state
@@ -119,7 +120,7 @@ def _begin(
                 )
             wanted = [by_key[p] for p in partitions]
         heap = strides.heap(conn, entry.catalog, bind(migration, entry.catalog).new_relation())
-        return entry, wanted, began, choose(heap)
+        return entry, wanted, began, heap
 
 
 def attempt_of(migration: Migration, url: str) -> int:
@@ -188,7 +189,7 @@ class _Job:
         database: Database,
         *,
         began: int,
-        passes: int,
+        heap: Heap,
         run_id: str | None,
         repair: bool,
         tell: sessions.Tell,
@@ -207,7 +208,8 @@ class _Job:
         self.control = Turns(
             Governor(migration, around, run=run_id, tell=tell), places=database.max_parallel, stop=self.stop
         )
-        self.strides = Strides(lambda: self.control.passes or passes, tell=tell)
+        self.heap = heap
+        self.strides = Strides(lambda: self.control.passes or choose(heap), tell=tell)
         self.workers: list[threading.Thread] = []
 
     def work(self, wanted: Sequence[KeyRange]) -> Iterator[Moved]:
@@ -290,7 +292,7 @@ class _Job:
             moved = RangeWorker(
                 conn, migration_id=entry.id, name=name, catalog=entry.catalog, sql=self.change,
                 control=self.control, strides=self.strides, patience=self.migration.locks.give_up_after,
-                tell=self.batch, repair=self.repair,
+                tell=self.batch, repair=self.repair, whole=self.heap.unique,
             ).run(wanted)  # fmt: skip
             if moved.rows and entry_state not in (State.BACKFILLING, State.EXPANDED):
                 self._again(conn)

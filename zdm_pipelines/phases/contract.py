@@ -12,7 +12,7 @@ import psycopg
 from zdm_pipelines.changes import Change, bind
 from zdm_pipelines.dialects.postgres.connection import Connection, connected, mapping, query, scalar
 from zdm_pipelines.engine import gate, ledger, locks, parity, proofs, ranges, sessions
-from zdm_pipelines.model.errors import GateRefused
+from zdm_pipelines.model.errors import GateRefused, MappingFailed
 from zdm_pipelines.model.migration import Migration
 from zdm_pipelines.model.states import Phase, State
 from zdm_pipelines.model.values import Catalog, Report, Step
@@ -129,14 +129,18 @@ class _Run:
 
     def _compare(self, conn: Connection, entry: ledger.Entry, change: Change) -> None:
         known = [r.range for r in ranges.progress(conn, entry.id)]
-        verdict = parity.compare(
-            self.url,
-            self.migration.name,
-            change,
-            known,
-            parallel=self.migration.backfill.max_parallel,
-            tell=self.compared,
-        )
+        try:
+            verdict = parity.compare(
+                self.url,
+                self.migration.name,
+                change,
+                known,
+                parallel=self.migration.backfill.max_parallel,
+                tell=self.compared,
+            )
+        except MappingFailed:
+            proofs.forget(conn, entry.id)
+            raise
         self.rows = verdict.rows
         if not verdict.agrees:
             proofs.forget(conn, entry.id)  # somebody went around the trigger: validate is to find it, too

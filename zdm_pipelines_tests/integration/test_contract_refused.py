@@ -300,8 +300,14 @@ def test_a_row_written_during_the_scan_disagrees(server: Server, url: str) -> No
     assert one(url, "SELECT count(*) FROM zdm.touched") == 0
 
 
-def test_a_row_written_between_scan_and_lock_disagrees(server: Server, url: str) -> None:
-    """The writer commits after everything was compared but the rows seen under the lock."""
+@pytest.mark.parametrize("isolation", ["read committed", "repeatable read"])
+def test_a_row_written_between_scan_and_lock_disagrees(server: Server, url: str, isolation: str) -> None:
+    """The writer commits after everything was compared but the rows seen under the lock.
+
+    With the database's default isolation: our sessions have their own.
+    """
+    database = one(url, "SELECT current_database()")
+    sql(url, f"ALTER DATABASE \"{database}\" SET default_transaction_isolation = '{isolation}'")
     m = switched(url)
     with psycopg.connect(url) as writer:
         begun: list[int] = []

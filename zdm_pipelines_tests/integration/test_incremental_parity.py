@@ -222,6 +222,39 @@ def test_copy(url: str) -> None:
     assert read(agrees(url)) == 2
 
 
+def test_short_sessions_leave_no_more_lines(url: str) -> None:
+    for n in range(10):
+        sql(url, f"UPDATE people SET full_name = 'short {n}' WHERE id IN (5, 950)")
+    assert one(url, "SELECT count(*) FROM zdm.written") == 2
+    assert read(agrees(url)) == 2
+    assert read(agrees(url)) == 0
+
+
+def test_a_line_of_a_transaction_that_is_open_is_no_line(url: str) -> None:
+    with psycopg.connect(url) as first, psycopg.connect(url) as second:
+        first.execute("UPDATE people SET full_name = 'first' WHERE id = 5")
+        second.execute("UPDATE people SET full_name = 'second' WHERE id = 6")
+        first.rollback()
+        second.commit()
+    assert one(url, "SELECT count(*) FROM zdm.written") == 1
+    assert read(agrees(url)) == 1
+
+
+def test_a_function_made_anew_while_writers_are_waited_for(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The mapping may be another one than that which was proven."""
+    waited = proofs._waited
+
+    def meanwhile(*given: Any, **named: Any) -> bool:
+        sql(url, "CREATE OR REPLACE FUNCTION some_mapping() RETURNS text LANGUAGE sql AS 'SELECT 1::text'")
+        return waited(*given, **named)
+
+    monkeypatch.setattr(proofs, "_waited", meanwhile)
+    assert read(agrees(url)) == RANGES
+    monkeypatch.undo()
+    assert read(agrees(url)) == RANGES  # nothing of it is remembered
+    assert read(agrees(url)) == 0
+
+
 def test_a_null_key_is_refused_as_it_was(url: str) -> None:
     with pytest.raises(psycopg.errors.NotNullViolation, match='"id" of relation "people"'):
         sql(url, "UPDATE people SET id = NULL WHERE id = 5")
@@ -831,10 +864,6 @@ def test_fewer_connections_than_wanted(database: str) -> None:
 
 def test_nothing_to_compare(database: str) -> None:
     assert parity.compare(database, "m", Sql(), [], parallel=4).agrees
-
-
-def test_patience_is_short() -> None:
-    assert proofs.PATIENCE == 10.0
 
 
 def test_expand_again_keeps_proofs(url: str) -> None:

@@ -14,7 +14,7 @@ from zdm_pipelines.model.values import Column
 
 def heap(**given: Any) -> Heap:
     usual: dict[str, Any] = {
-        "pages": 20_000, "rows_per_page": 50.0, "free": 0.01, "correlation": 1.0, "indexed": False
+        "pages": 20_000, "rows_per_page": 50.0, "free": 0.01, "correlation": 1.0, "indexed": False, "unique": False
     }  # fmt: skip
     return Heap(**{**usual, **given})
 
@@ -44,8 +44,8 @@ def column(name: str, type_: str) -> Column:
 @pytest.mark.parametrize(
     ("key", "predicate"),
     [
-        ([column("id", "bigint")], '("id" & 7) = 3'),
-        ([column("tenant", "uuid"), column("Nr", "smallint")], '("Nr" & 7) = 3'),
+        ([column("id", "bigint")], '(pg_catalog.hashint8("id") & 7) = 3'),
+        ([column("tenant", "uuid"), column("Nr", "smallint")], '(pg_catalog.hashint8("Nr") & 7) = 3'),
         ([column("id", "uuid")], "(pg_catalog.hashtid(ctid) & 7) = 3"),
     ],
 )

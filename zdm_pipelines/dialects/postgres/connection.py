@@ -24,6 +24,8 @@ CONNECT_SECONDS = 10
 _SETTINGS = (
     "-c client_connection_check_interval=1000 -c idle_in_transaction_session_timeout=15000 "
     "-c tcp_keepalives_idle=10 -c tcp_keepalives_interval=5 -c tcp_keepalives_count=3 "
+    # Every statement sees what is there now: what was looked at before a lock is looked at again behind it.
+    "-c default_transaction_isolation=read\\ committed "
     "-c datestyle=ISO -c intervalstyle=postgres -c extra_float_digits=1 "
     # Rows that a policy hides from us must be an error: they would be neither moved nor compared.
     "-c statement_timeout=0 -c lock_timeout=0 -c row_security=off"

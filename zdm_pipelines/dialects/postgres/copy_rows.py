@@ -136,6 +136,7 @@ SELECT {self._listed} FROM zdm_batch
         repair: bool = False,
         among: Among | None = None,
         limit: int | None = None,
+        whole: bool = False,
     ) -> tuple[str, list[list[str]]]:
         """One batch. Rows that the application is changing are passed over.
 

@@ -1,4 +1,4 @@
-"""Marking: let the sync function note, once a session and range, that a range was written."""
+"""Marking: let the sync function note, once a range, that a range was written."""
 
 from __future__ import annotations
 
@@ -41,7 +41,11 @@ class Marking:
          AND pg_catalog.pg_xact_status(split_part(zdm_seen, ':', 2)::pg_catalog.xid8) = 'committed' THEN
         PERFORM set_config('{setting}' || zdm_bucket, '{self.epoch}', false);
       ELSE
-        INSERT INTO zdm.written (migration_id, epoch, bucket) VALUES ({migration_id}, {self.epoch}, zdm_bucket);
+        -- Sessions may be as many as transactions: lines are not.
+        IF NOT EXISTS (SELECT FROM zdm.written
+                       WHERE migration_id = {migration_id} AND epoch = {self.epoch} AND bucket = zdm_bucket) THEN
+          INSERT INTO zdm.written (migration_id, epoch, bucket) VALUES ({migration_id}, {self.epoch}, zdm_bucket);
+        END IF;
         PERFORM set_config(
           '{setting}' || zdm_bucket, '{self.epoch}:' || pg_catalog.pg_current_xact_id()::text, false);
       END IF;

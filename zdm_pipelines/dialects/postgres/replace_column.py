@@ -6,6 +6,7 @@ gives. The second half holds for rows that new code wrote where `down` loses inf
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
 from zdm_pipelines.dialects.postgres import keys
@@ -15,9 +16,13 @@ from zdm_pipelines.model.migration import ReplaceColumn
 from zdm_pipelines.model.names import fitted, quote
 from zdm_pipelines.model.values import Catalog, Key
 
-# Compared as text: their own `=` is missing (json, xml, point) or calls unlike strings alike (citext, collations).
-_TEXT_TYPES = ("text", "character varying", "character", "citext", '"char"', "name", "json", "xml", "bpchar")
-_NO_EQUALITY = ("json", "xml", "point", "polygon", "box", "line", "lseg", "path", "circle")
+# Compared by their own `=`. All others as text: their `=` is missing (json, xml, point), or calls unlike strings alike
+# (citext, collations, and domains over either).
+_EQUALITY = frozenset((
+    "smallint", "integer", "bigint", "numeric", "real", "double precision", "money", "oid", "boolean", "bytea", "uuid",
+    "date", "time without time zone", "time with time zone", "timestamp without time zone", "timestamp with time zone",
+    "interval", "jsonb", "inet", "cidr", "macaddr", "macaddr8", "bit", "bit varying",
+))  # fmt: skip
 BACKFILL_SETTING = "zdm.backfill"
 TRIGGER_PREFIX = "zzz_zdm_"  # BEFORE triggers run in the order of their names
 
@@ -29,11 +34,11 @@ def expression(sql: str) -> str:
 
 def same(column: str, computed: str, type_name: str) -> str:
     """Predicate: a column holds what was computed for it."""
-    base = type_name.split("(")[0].strip().lower().removesuffix("[]")
-    if base in _TEXT_TYPES or base in _NO_EQUALITY:
-        # ::text of character(n) drops the padding, which is not part of its value
-        return f'{column}::text COLLATE "C" IS NOT DISTINCT FROM ({computed}::{type_name})::text COLLATE "C"'
-    return f"{column} IS NOT DISTINCT FROM {computed}::{type_name}"
+    base = re.sub(r"\([^)]*\)", "", type_name).strip().lower().removesuffix("[]")
+    if base in _EQUALITY:
+        return f"{column} IS NOT DISTINCT FROM {computed}::{type_name}"
+    # ::text of character(n) drops the padding, which is not part of its value
+    return f'{column}::text COLLATE "C" IS NOT DISTINCT FROM ({computed}::{type_name})::text COLLATE "C"'
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -222,6 +227,7 @@ END $zdm_sync$"""
         repair: bool = False,
         among: Among | None = None,
         limit: int | None = None,
+        whole: bool = False,
     ) -> tuple[str, list[list[str]]]:
         """One batch. Rows that the application has locked are passed over: we never wait for it, nor deadlock.
 
@@ -229,6 +235,7 @@ END $zdm_sync$"""
             repair: take rows that disagree from the old shape, instead of those never written in the new one.
             among: picks some of them; default: all.
             limit: most rows to move; default: all.
+            whole: the new column is in a unique index, so that rows change for foreign keys, too.
         """
         interval, params = keys.between(self.catalog.key, lower, upper)
         wanted = self.disagreeing if repair else self.unmoved
@@ -241,7 +248,7 @@ UPDATE ONLY {self.table} AS {self.alias} SET {quote(self.new)} = {expression(sel
 WHERE ctid = ANY (ARRAY(
   SELECT ctid FROM ONLY {self.table} AS {self.alias}
   WHERE {interval} AND {wanted}
-  {limited}FOR NO KEY UPDATE SKIP LOCKED
+  {limited}FOR {"" if whole else "NO KEY "}UPDATE SKIP LOCKED
 ))"""
         return sql, params
 

@@ -18,7 +18,8 @@ Among = Callable[[str], str]  # from a predicate over a row to the same over the
 
 # 24 bytes of a page are its header; a row costs 4 bytes of line pointer, 24 of header and up to 7 of alignment.
 _HEAP = """
-SELECT pg_relation_size(c.oid) / current_setting('block_size')::bigint, c.reltuples / nullif(c.relpages, 0),
+SELECT CASE WHEN c.relpages > 0 THEN c.relpages  -- the size is told only when nobody has the table to himself
+    ELSE pg_relation_size(c.oid) / current_setting('block_size')::bigint END, c.reltuples / nullif(c.relpages, 0),
   current_setting('block_size')::float8 - 24,
   (SELECT sum(s.avg_width * (1 - s.null_frac)) + 32 FROM pg_stats s
    WHERE s.schemaname = n.nspname AND s.tablename = c.relname AND NOT s.inherited),
@@ -27,7 +28,9 @@ SELECT pg_relation_size(c.oid) / current_setting('block_size')::bigint, c.reltup
   EXISTS (SELECT FROM pg_index i JOIN pg_attribute a ON a.attrelid = $1 AND a.attname = $3 AND NOT a.attisdropped
     WHERE i.indrelid = $1 AND (a.attnum = ANY (i.indkey::int2[]) OR EXISTS (
       SELECT FROM pg_depend d WHERE d.classid = 'pg_class'::regclass AND d.objid = i.indexrelid
-      AND d.refclassid = 'pg_class'::regclass AND d.refobjid = $1 AND d.refobjsubid = a.attnum)))
+      AND d.refclassid = 'pg_class'::regclass AND d.refobjid = $1 AND d.refobjsubid = a.attnum))),
+  EXISTS (SELECT FROM pg_index i JOIN pg_attribute a ON a.attrelid = $1 AND a.attname = $3 AND NOT a.attisdropped
+    WHERE i.indrelid = $1 AND i.indisunique AND a.attnum = ANY (i.indkey::int2[]))
 FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace WHERE c.oid = $1"""
 
 # Whatever keeps dead rows from being removed: a snapshot, a prepared transaction, a replica's or a slot's feedback.
@@ -53,6 +56,7 @@ class Heap:
     free: float | None  # share of a page that no row uses
     correlation: float | None  # of the key's first column with the order of the heap, 0 to 1
     indexed: bool  # an index reads the column that is written: its rows never move in place
+    unique: bool  # a unique index does, which foreign keys may refer to: a row is locked whole when it is written
 
 
 def heap(conn: Connection, catalog: Catalog, column: str) -> Heap:
@@ -62,7 +66,7 @@ def heap(conn: Connection, catalog: Catalog, column: str) -> Heap:
         column: the one that is written.
     """
     found = query(conn, _HEAP, [catalog.oid, catalog.key[0].name, column])
-    pages, per_page, page, width, correlation, indexed = found[0]
+    pages, per_page, page, width, correlation, indexed, unique = found[0]
     known = per_page is not None and per_page > 0 and width is not None
     return Heap(
         pages=pages,
@@ -70,6 +74,7 @@ def heap(conn: Connection, catalog: Catalog, column: str) -> Heap:
         free=max(0.0, 1 - per_page * width / page) if known else None,
         correlation=correlation,
         indexed=indexed,
+        unique=unique,
     )
 
 
@@ -95,9 +100,9 @@ def among(key: Sequence[Column], passes: int, number: int, lower: Key | None, up
             series = f"generate_series({start}::bigint, {keys.bound(key, 2)}::bigint - 1, {passes})"
             picked = f"{quote(key[0].name)} = ANY (ARRAY(SELECT zdm_n::{key[0].type} FROM {series} AS zdm_n))"
             return lambda wanted: f"{picked} AND {wanted}"
-    # Neighbours in the heap mostly have neighbouring numbers. Else the row's place decides: of a page, a pass then
-    # takes about its share.
+    # Hashed, since numbers may all be multiples of something. Without one, the row's place decides: of a page, a pass
+    # then takes about its share.
     whole = next((column.name for column in reversed(key) if column.type in _WHOLE), None)
-    spread = quote(whole) if whole is not None else "pg_catalog.hashtid(ctid)"
+    spread = f"pg_catalog.hashint8({quote(whole)})" if whole is not None else "pg_catalog.hashtid(ctid)"
     # In this order: it costs less than the mapping, which is then evaluated once for each row.
     return lambda wanted: f"CASE WHEN ({spread} & {passes - 1}) = {number} THEN {wanted} END"
