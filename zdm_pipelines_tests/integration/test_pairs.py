@@ -476,7 +476,7 @@ def test_progress_is_told_from_several_processes(database: str, processes: int) 
     found = verdict(database, which, cut(database, which), processes=processes, tell=told.append)
     assert sum(told) == found.rows == 1000
     assert len(told) > 5
-    assert one(database, NOBODY) == 0
+    eventually(lambda: one(database, NOBODY) == 0)  # a session ends a moment after its client has gone
 
 
 SLOW = [Compared(old="pg_sleep(0.02)::text || visits", new="visits", type="text")]
