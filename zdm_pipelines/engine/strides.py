@@ -70,7 +70,7 @@ class Strides:
             if self._rows < _ENOUGH:
                 return
             share, self._rows, self._hot = self._hot / self._rows, 0, 0
-            if share >= _WORTH:
+            if share >= _WORTH or not sql.counted(conn):
                 return
             self._plain_until = time.monotonic() + _REST
         why = sql.pinned(conn)

@@ -163,6 +163,18 @@ def test_an_old_transaction_is_named_and_plain_batches_go_on(database: str) -> N
     validated(m, database)
 
 
+def test_a_server_that_counts_nothing(database: str) -> None:
+    name = one(database, "SELECT current_database()")
+    sql(database, f'ALTER DATABASE "{name}" SET track_counts = off')
+    table(database)
+    m = migration()
+    expanded(m, database)
+    said: list[str] = []
+    assert sum(each.rows for each in backfilled(m, database, tell=said.append)) == ROWS
+    assert said == []
+    validated(m, database)
+
+
 def test_a_row_locked_for_long_stops_no_other(database: str) -> None:
     table(database)
     m = migration(max_parallel=2)

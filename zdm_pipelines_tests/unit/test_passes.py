@@ -76,6 +76,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     clock = Clock()
     monkeypatch.setattr(strides, "time", clock)
     monkeypatch.setattr(sql, "pinned", lambda _: "replication slot s")
+    monkeypatch.setattr(sql, "counted", lambda _: True)
     return clock
 
 
@@ -99,3 +100,13 @@ def test_plain_for_a_while_when_nothing_moves_in_place(clock: Clock) -> None:
         striding.moved(conn, 1, 1_000, 700)
     assert striding.passes == 8
     assert len(said) == 1
+
+
+@pytest.mark.usefixtures("clock")
+def test_a_server_that_does_not_count_says_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sql, "counted", lambda _: False)
+    said: list[str] = []
+    striding = strides.Strides(lambda: 8, tell=said.append)
+    for _ in range(20):
+        striding.moved(cast("Any", None), 1, 1_000, 0)
+    assert (striding.passes, said) == (8, [])

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from zdm_pipelines.dialects.postgres import keys
-from zdm_pipelines.dialects.postgres.connection import Connection, query
+from zdm_pipelines.dialects.postgres.connection import Connection, query, scalar
 from zdm_pipelines.model.names import quote
 from zdm_pipelines.model.values import Catalog, Column, Key
 
@@ -82,6 +82,11 @@ def pinned(conn: Connection) -> str:
     """What keeps dead rows from being removed, as far as our role may see it; empty: nothing is known."""
     found = query(conn, _PINNED)
     return str(found[0][0]) if found else ""
+
+
+def counted(conn: Connection) -> bool:
+    """Whether the server counts the rows that move in place."""
+    return bool(scalar(conn, "SELECT current_setting('track_counts')::boolean"))
 
 
 def among(key: Sequence[Column], passes: int, number: int, lower: Key | None, upper: Key | None, *, rows: int) -> Among:
