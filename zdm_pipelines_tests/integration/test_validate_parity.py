@@ -199,3 +199,18 @@ def test_rows_that_agree_through_down_only_are_counted(database: str) -> None:
     sql(database, "UPDATE people SET display_name = 1234 WHERE id = 5")
     assert sql(database, "SELECT full_name FROM people WHERE id = 5") == [(12,)]
     assert validated(m, database).facts["agree_through_down_only"] == 1
+
+
+def test_values_without_an_equality_are_compared_as_text(database: str) -> None:
+    people(database, 100)
+    sql(
+        database,
+        "CREATE DOMAIN documented AS json; ALTER TABLE people ADD COLUMN doc documented; "
+        "UPDATE people SET doc = json_build_object('id', id)",
+    )
+    m = replaced(old="doc", up="doc::text", down="display_name::documented")
+    walk(m, database, State.VALIDATED)
+    planted(database, m, """UPDATE people SET display_name = '{"id" : 8}' WHERE id = 7""")
+    report = validate.run(m, database)
+    assert report.state == State.BACKFILLED
+    assert report.checks[0].facts["different"] == 1

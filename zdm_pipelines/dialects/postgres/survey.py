@@ -12,7 +12,7 @@ import psycopg
 from zdm_pipelines.dialects.postgres import catalog as catalogs
 from zdm_pipelines.dialects.postgres.connection import Connection, attempt, query, safe, scalar, undone
 from zdm_pipelines.dialects.postgres.rebuilds import COPY, Rebuilds
-from zdm_pipelines.dialects.postgres.replace_column import TRIGGER_PREFIX, expression, same
+from zdm_pipelines.dialects.postgres.replace_column import TRIGGER_PREFIX, expression
 from zdm_pipelines.model.errors import Problem
 from zdm_pipelines.model.migration import Migration
 from zdm_pipelines.model.names import quote
@@ -70,7 +70,6 @@ class _Survey:
         with undone(self.conn):
             if self.copy():
                 self.expressions()
-                self.comparable()
             if not self.problems:
                 self.nulls()
             if not self.problems:
@@ -79,20 +78,6 @@ class _Survey:
                 self.catalog = dataclasses.replace(self.catalog, rebuilds=tuple(rebuilds.find()))
                 self.problems += rebuilds.problems
         return dataclasses.replace(self.catalog, warnings=tuple(self.warnings))
-
-    def comparable(self) -> None:
-        """Parity needs an equality; what has none is compared as text only where that is known to be right."""
-        for name, type_name in ((self.new.name, self.new.type), (self.old.name, self.old.type)):
-            column = f"NULL::{type_name}"
-            try:
-                with attempt(self.conn):
-                    self.conn.execute(f"EXPLAIN SELECT {same(column, column, type_name)}".encode())
-            except psycopg.Error as error:
-                self.refuse(
-                    f"column {quote(name)}",
-                    f"is of type {type_name}, whose values cannot be compared ({safe(error)})",
-                    "use a type that has an equality",
-                )
 
     def refuse(self, thing: str, fact: str, way_out: str) -> None:
         self.problems.append(Problem(thing, fact, way_out))
