@@ -163,10 +163,17 @@ def test_empty_tables(database: str, empty: str, expected: tuple[int, ...]) -> N
     assert found.rows == sum(expected)
 
 
-@pytest.mark.parametrize("type_name", ["email", "public.email", "citext", "character(3)", "text[]", "point"])
+@pytest.mark.parametrize(
+    "type_name", ["email", "public.email", "citext", "varchar(9)", "character(3)", "text[]", "point"]
+)
 def test_what_may_have_an_equality_of_its_own_is_compared_as_text(type_name: str) -> None:
     """A domain over citext, say, or over a collation that is blind to case: neither is in the tests' server."""
     assert same("a", "b", type_name).count('::text COLLATE "C"') == 2
+
+
+@pytest.mark.parametrize("type_name", ["numeric(9,2)", "DECIMAL", "timestamp(3) with time zone", "int8[]", "jsonb"])
+def test_values_are_compared_by_their_own_equality(type_name: str) -> None:
+    assert same("a", "b", type_name) == f"a IS NOT DISTINCT FROM b::{type_name}"
 
 
 # -- values -----------------------------------------------------------------------------------------------

@@ -22,6 +22,9 @@ _EQUALITY = frozenset((
     "smallint", "integer", "bigint", "numeric", "real", "double precision", "money", "oid", "boolean", "bytea", "uuid",
     "date", "time without time zone", "time with time zone", "timestamp without time zone", "timestamp with time zone",
     "interval", "jsonb", "inet", "cidr", "macaddr", "macaddr8", "bit", "bit varying",
+    # As people write them.
+    "int2", "int4", "int8", "int", "decimal", "dec", "float4", "float8", "float", "bool", "time", "timetz", "timestamp",
+    "timestamptz", "varbit",
 ))  # fmt: skip
 BACKFILL_SETTING = "zdm.backfill"
 TRIGGER_PREFIX = "zzz_zdm_"  # BEFORE triggers run in the order of their names
