@@ -15,7 +15,7 @@ from psycopg import errors
 
 from zdm_pipelines.dialects.postgres import keys, strides
 from zdm_pipelines.dialects.postgres.connection import Connection, of_data, query, safe, scalar
-from zdm_pipelines.dialects.postgres.strides import Among
+from zdm_pipelines.dialects.postgres.strides import ALL, Pick
 from zdm_pipelines.engine.locks import holders
 from zdm_pipelines.engine.pace import Pace
 from zdm_pipelines.engine.strides import Strides
@@ -54,22 +54,29 @@ class BatchSql(Protocol):
     """The statements of one kind of change, over the parameters that they return."""
 
     def move(
-        self,
-        lower: Key | None,
-        upper: Key | None,
-        *,
-        repair: bool = False,
-        among: Among | None = None,
-        limit: int | None = None,
-        whole: bool = False,
-    ) -> tuple[str, list[list[str]]]: ...
+        self, lower: Key | None, upper: Key | None, *, repair: bool = False, pick: Pick = ALL
+    ) -> tuple[str, list[list[str]]]:
+        """One batch: the rows of an interval that wait to be moved, as picked.
+
+        With `repair`, here and below: rows that disagree, taken from the old shape.
+        """
+        ...
+
     def count_unmoved(
         self, lower: Key | None, upper: Key | None, *, repair: bool = False
-    ) -> tuple[str, list[list[str]]]: ...
+    ) -> tuple[str, list[list[str]]]:
+        """How many rows of an interval wait to be moved."""
+        ...
+
     def unmoved_keys(
         self, lower: Key | None, upper: Key | None, *, limit: int, repair: bool = False
-    ) -> tuple[str, list[list[str]]]: ...
-    def move_one(self, key: Key, *, repair: bool = False) -> tuple[str, list[list[str]]]: ...
+    ) -> tuple[str, list[list[str]]]:
+        """The first keys of them."""
+        ...
+
+    def move_one(self, key: Key, *, repair: bool = False) -> tuple[str, list[list[str]]]:
+        """Move the row at a key."""
+        ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -328,13 +335,13 @@ class RangeWorker:
     def _commit(self, wanted: KeyRange, window: _Window, number: int, size: int, *, first: bool) -> _Done:
         end = window.end(wanted)
         if window.passes == 1:
-            statement = self.sql.move(window.lower, end, repair=self.repair, whole=self.whole)
+            pick = Pick(whole=self.whole)
         else:
             among = strides.among(self.catalog.key, window.passes, number, window.lower, end, rows=window.span)
-            statement = self.sql.move(window.lower, end, repair=self.repair, among=among, limit=size, whole=self.whole)
+            pick = Pick(among=among, limit=size, whole=self.whole)
         return self._transact(
             wanted,
-            statement,
+            self.sql.move(window.lower, end, repair=self.repair, pick=pick),
             upper=end if first and number == window.passes - 1 else None,
             unless=size if window.passes > 1 else None,
             lock_timeout=_LOCK_SECONDS,

@@ -33,10 +33,15 @@ _CANCELS = 10  # so many, then the connection is cut
 class ParitySql(Protocol):
     """The statements of one kind of change."""
 
-    def compare(self, lower: Key | None, upper: Key | None) -> tuple[str, list[list[str]]]: ...
+    def compare(self, lower: Key | None, upper: Key | None) -> tuple[str, list[list[str]]]:
+        """Parity counts of an interval."""
+        ...
+
     def mismatched_keys(
         self, category: str, lower: Key | None, upper: Key | None, *, limit: int
-    ) -> tuple[str, list[list[str]]]: ...
+    ) -> tuple[str, list[list[str]]]:
+        """First keys of a category."""
+        ...
 
 
 @dataclass(frozen=True)

@@ -45,21 +45,28 @@ from zdm_pipelines.dialects.postgres import marking
 from zdm_pipelines.dialects.postgres.connection import Connection, query, scalar
 from zdm_pipelines.dialects.postgres.marking import Marking
 from zdm_pipelines.engine import gate, ledger, sessions
-from zdm_pipelines.engine.parity import Counts
+from zdm_pipelines.engine.parity import Counts, ParitySql
 from zdm_pipelines.model.errors import LockNotAcquired
-from zdm_pipelines.model.values import Key, KeyRange, RangeProgress, Step
+from zdm_pipelines.model.values import KeyRange, RangeProgress, Step
 
 # How long the writers from before are waited for. Without them all is compared as well, but not remembered.
 PATIENCE = 10.0
 
 
-class ProofSql(Protocol):
+class ProofSql(ParitySql, Protocol):
     """The statements of one kind of change."""
 
-    def mark(self, marking: Marking) -> Step: ...
-    def compare(self, lower: Key | None, upper: Key | None) -> tuple[str, list[list[str]]]: ...
-    def sync_function(self) -> str: ...
-    def sync_triggers(self) -> tuple[str, ...]: ...
+    def mark(self, marking: Marking) -> Step:
+        """Make the sync note which ranges are written, from now on."""
+        ...
+
+    def sync_function(self) -> str:
+        """The function that keeps both shapes in sync, quoted; empty: it cannot note which ranges are written."""
+        ...
+
+    def sync_triggers(self) -> tuple[str, ...]:
+        """Names of the triggers that keep both shapes in sync."""
+        ...
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -17,6 +17,7 @@ from psycopg import errors
 from zdm_pipelines.dialects.postgres import builds, catalog, keys
 from zdm_pipelines.dialects.postgres.connection import connected, scalar
 from zdm_pipelines.dialects.postgres.copy_rows import EVENTS, CopyRowsSql
+from zdm_pipelines.dialects.postgres.strides import Pick
 from zdm_pipelines.engine import ledger, locks, ranges
 from zdm_pipelines.engine.batches import Moved, RangeWorker
 from zdm_pipelines.engine.pace import Pace
@@ -244,12 +245,10 @@ def test_any_key(database: str, key: str, value: str, target: str) -> None:
 
 def test_only_what_is_asked_for(url: str, ours: psycopg.Connection[Any]) -> None:
     copy = Copy(url)
-    assert copy.move(ours, among=lambda wanted: f'("id" & 7) = 3 AND {wanted}', limit=50) == 50
+    assert copy.move(ours, pick=Pick(among=lambda wanted: f'("id" & 7) = 3 AND {wanted}', limit=50)) == 50
     assert ours.execute('SELECT bool_and(person & 7 = 3) FROM "Card s"').fetchone() == (True,)
-    assert (
-        copy.move(ours, among=lambda wanted: f"CASE WHEN pg_catalog.hashtid(ctid) & 1 = 0 THEN {wanted} END", limit=10)
-        == 10
-    )
+    half = Pick(among=lambda wanted: f"CASE WHEN pg_catalog.hashtid(ctid) & 1 = 0 THEN {wanted} END", limit=10)
+    assert copy.move(ours, pick=half) == 10
     assert run(ours, copy.sql.move(("100",), ("110",))) in range(5, 11)
 
 

@@ -29,7 +29,7 @@ from dataclasses import dataclass
 
 from zdm_pipelines.dialects.postgres import keys
 from zdm_pipelines.dialects.postgres.replace_column import BACKFILL_SETTING, TRIGGER_PREFIX, expression, same
-from zdm_pipelines.dialects.postgres.strides import Among
+from zdm_pipelines.dialects.postgres.strides import ALL, Pick
 from zdm_pipelines.model.names import fitted, quote
 from zdm_pipelines.model.values import Catalog, Key
 
@@ -129,27 +129,19 @@ SELECT {self._listed} FROM zdm_batch
 {self._conflict} {then}"""
 
     def move(
-        self,
-        lower: Key | None,
-        upper: Key | None,
-        *,
-        repair: bool = False,
-        among: Among | None = None,
-        limit: int | None = None,
-        whole: bool = False,
+        self, lower: Key | None, upper: Key | None, *, repair: bool = False, pick: Pick = ALL
     ) -> tuple[str, list[list[str]]]:
         """One batch. Rows that the application is changing are passed over.
 
         Args:
             repair: also bring copies that disagree to the source's values. Rows of the target without a source row
                 stay: only the kind of change knows whether the target is its copy's alone; see `remove_extra`.
-            among: picks some rows of the source; default: all.
-            limit: most rows to copy; default: all.
+            pick: which rows of the source; they are only read, and so are never locked whole.
         """
         interval, params = keys.between(self.source.key, lower, upper)
         wanted = self._waits(repair=repair)
-        rows = f"{interval} AND {wanted if among is None else among(wanted)}"
-        limited = "" if limit is None else f"LIMIT {limit} "
+        rows = f"{interval} AND {wanted if pick.among is None else pick.among(wanted)}"
+        limited = "" if pick.limit is None else f"LIMIT {pick.limit} "
         return self._copy(rows, repair=repair, locking=f"{limited}FOR SHARE OF {self.alias} SKIP LOCKED"), params
 
     def move_one(self, key: Key, *, repair: bool = False) -> tuple[str, list[list[str]]]:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from zdm_pipelines.dialects.postgres import keys
 from zdm_pipelines.dialects.postgres.marking import Marking
-from zdm_pipelines.dialects.postgres.strides import Among
+from zdm_pipelines.dialects.postgres.strides import ALL, Pick
 from zdm_pipelines.model.migration import ReplaceColumn
 from zdm_pipelines.model.names import fitted, quote
 from zdm_pipelines.model.values import Catalog, Key
@@ -223,35 +223,25 @@ END $zdm_sync$"""
         return f"NOT (({self.same_up}) OR ({self.same_down}))"
 
     def move(
-        self,
-        lower: Key | None,
-        upper: Key | None,
-        *,
-        repair: bool = False,
-        among: Among | None = None,
-        limit: int | None = None,
-        whole: bool = False,
+        self, lower: Key | None, upper: Key | None, *, repair: bool = False, pick: Pick = ALL
     ) -> tuple[str, list[list[str]]]:
         """One batch. Rows that the application has locked are passed over: we never wait for it, nor deadlock.
 
         Args:
             repair: take rows that disagree from the old shape, instead of those never written in the new one.
-            among: picks some of them; default: all.
-            limit: most rows to move; default: all.
-            whole: the new column is in a unique index, so that rows change for foreign keys, too.
         """
         interval, params = keys.between(self.catalog.key, lower, upper)
         wanted = self.disagreeing if repair else self.unmoved
-        if among is not None:
-            wanted = among(wanted)
-        limited = "" if limit is None else f"LIMIT {limit} "
+        if pick.among is not None:
+            wanted = pick.among(wanted)
+        limited = "" if pick.limit is None else f"LIMIT {pick.limit} "
         # The rows' places as one array: joined, each would be a scan of its own.
         sql = f"""\
 UPDATE ONLY {self.table} AS {self.alias} SET {quote(self.new)} = {expression(self.change.up)}
 WHERE ctid = ANY (ARRAY(
   SELECT ctid FROM ONLY {self.table} AS {self.alias}
   WHERE {interval} AND {wanted}
-  {limited}FOR {"" if whole else "NO KEY "}UPDATE SKIP LOCKED
+  {limited}FOR {"" if pick.whole else "NO KEY "}UPDATE SKIP LOCKED
 ))"""
         return sql, params
 

@@ -10,7 +10,7 @@ from zdm_pipelines.dialects.postgres.connection import Connection, query, scalar
 from zdm_pipelines.model.names import quote
 from zdm_pipelines.model.values import Catalog, Column, Key
 
-_WHOLE = ("bigint", "integer", "smallint")
+_INTEGERS = ("bigint", "integer", "smallint")
 _DENSE = 2  # numbers for each row, up to which the index is asked for the numbers of a pass
 _LARGEST = 2**62  # beyond it, adding to a number might be too much for its type
 
@@ -45,6 +45,18 @@ SELECT who FROM (
     WHERE database = current_database()
   UNION ALL SELECT xmin, 'replication slot ' || slot_name FROM pg_replication_slots
 ) AS pins WHERE xmin IS NOT NULL ORDER BY age(xmin) DESC LIMIT 1"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pick:
+    """Which of an interval's waiting rows a batch takes, and how it locks them."""
+
+    among: Among | None = None  # default: all
+    limit: int | None = None  # at most so many; default: all
+    whole: bool = False  # the column is in a unique index, so that rows change for foreign keys, too
+
+
+ALL = Pick()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,7 +109,7 @@ def among(key: Sequence[Column], passes: int, number: int, lower: Key | None, up
         lower, upper: the window, whose bounds are the statement's first parameters; see `keys.between`.
         rows: that it spans.
     """
-    if len(key) == 1 and key[0].type in _WHOLE and lower is not None and upper is not None:
+    if len(key) == 1 and key[0].type in _INTEGERS and lower is not None and upper is not None:
         first, last = int(lower[0]), int(upper[0])
         if last - first <= rows * _DENSE and abs(last) < _LARGEST:
             # Numbers with few gaps: the index gives those of the pass, and no other row is read.
@@ -107,7 +119,7 @@ def among(key: Sequence[Column], passes: int, number: int, lower: Key | None, up
             return lambda wanted: f"{picked} AND {wanted}"
     # Hashed, since numbers may all be multiples of something. Without one, the row's place decides: of a page, a pass
     # then takes about its share.
-    whole = next((column.name for column in reversed(key) if column.type in _WHOLE), None)
-    spread = f"pg_catalog.hashint8({quote(whole)})" if whole is not None else "pg_catalog.hashtid(ctid)"
+    name = next((column.name for column in reversed(key) if column.type in _INTEGERS), None)
+    spread = f"pg_catalog.hashint8({quote(name)})" if name is not None else "pg_catalog.hashtid(ctid)"
     # In this order: it costs less than the mapping, which is then evaluated once for each row.
     return lambda wanted: f"CASE WHEN ({spread} & {passes - 1}) = {number} THEN {wanted} END"
