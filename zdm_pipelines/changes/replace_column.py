@@ -169,15 +169,7 @@ class ReplaceColumnChange:
         check = fitted(f"zdm_not_null_{sql.new}")
         is_set = self._is_not_null()
         prove = [
-            Step(
-                name=step.name,
-                sql=step.sql,
-                reason=step.reason,
-                lock=step.lock,
-                undo=step.undo,
-                done_when=f"SELECT ({is_set}) OR ({step.done_when})",
-                in_transaction=step.in_transaction,
-            )
+            replace(step, done_when=f"SELECT ({is_set}) OR ({step.done_when})")
             for step in builds.constraint(
                 self._catalog.table, check, f"CHECK ({new} IS NOT NULL)", reason="proves that no row is NULL"
             )

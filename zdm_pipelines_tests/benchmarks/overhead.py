@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from types import TracebackType
 
 import psutil
 
@@ -16,6 +14,7 @@ from zdm_pipelines.sandbox.dagster_services import DagsterServices
 from zdm_pipelines_tests.acceptance.watched import Watched, watched
 from zdm_pipelines_tests.benchmarks import memory
 from zdm_pipelines_tests.benchmarks.case import Figure, Setting, Target, megabytes, number, seconds, times
+from zdm_pipelines_tests.benchmarks.observer import observing
 
 _ROUNDS = 3
 _RANGES = (10, 100)
@@ -53,7 +52,7 @@ def _backfill(setting: Setting, turn: int, count: int) -> Seen:
     folder = setting.folder / f"{turn}-{count}"
     with watched(folder, rows=_ROWS, migration={"backfill": section}) as dagster:
         dagster.expand()
-        with _RunMemory(dagster.services) as observed:
+        with observing(lambda: _run_memory(dagster.services), every=_EVERY) as observed:
             begun, day = time.monotonic(), time.time()
             backfill = dagster.launch()
             status = dagster.client.wait_backfill(backfill, timeout=300)
@@ -63,7 +62,7 @@ def _backfill(setting: Setting, turn: int, count: int) -> Seen:
         return _seen(dagster, backfill, day, wall, observed.most, count)
 
 
-def _seen(dagster: Watched, backfill: str, day: float, wall: float, most: int, count: int) -> Seen:
+def _seen(dagster: Watched, backfill: str, day: float, wall: float, most: float, count: int) -> Seen:
     ranges, took = dagster.sql("SELECT count(*), sum(seconds) FROM zdm.range")[0]
     if ranges != count:
         raise RuntimeError(f"{ranges} ranges were cut, not {count}")
@@ -75,31 +74,15 @@ def _seen(dagster: Watched, backfill: str, day: float, wall: float, most: int, c
     )
 
 
-class _RunMemory(threading.Thread):
-    """Looks at the processes of runs, again and again."""
-
-    def __init__(self, services: DagsterServices) -> None:
-        super().__init__(daemon=True)
-        self._services = services
-        self._told = threading.Event()
-        self.most = 0
-
-    def run(self) -> None:
-        while not self._told.wait(_EVERY):
-            for name in ("webserver", "daemon"):
-                for process in processes.descendants(self._services.pid(name)):
-                    if _is_run(process):
-                        self.most = max(self.most, memory.peak(process.pid))
-
-    def __enter__(self) -> _RunMemory:
-        self.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._told.set()
-        self.join()
+def _run_memory(services: DagsterServices) -> float:
+    """Bytes of the largest process of a run, at its most."""
+    runs = (
+        process
+        for name in ("webserver", "daemon")
+        for process in processes.descendants(services.pid(name))
+        if _is_run(process)
+    )
+    return max((memory.peak(process.pid) for process in runs), default=0)
 
 
 def _is_run(process: psutil.Process) -> bool:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from statistics import median
-from types import TracebackType
+from typing import Any
 
 import psycopg
 
@@ -15,6 +14,7 @@ from zdm_pipelines.model.migration import Migration
 from zdm_pipelines.sandbox.postgres import Cluster
 from zdm_pipelines.sandbox.server import Server
 from zdm_pipelines_tests.benchmarks.case import Figure, Setting, Target, number, per_second, times
+from zdm_pipelines_tests.benchmarks.observer import observing
 from zdm_pipelines_tests.benchmarks.worker import BackfillWorker
 from zdm_pipelines_tests.helpers import expanded, replaced, sql
 
@@ -22,6 +22,7 @@ _ROUNDS = 3
 _ROWS = 3_000_000  # of each table: more than are moved in a round
 _WARM_UP = 1.0  # seconds of backfill before anything is measured
 _SECONDS = 5.0  # measured
+_EVERY = 0.01  # seconds between two looks at the batches
 _PLACES = 2  # the database's max_parallel; each migration alone would take as many
 _FAIR = 0.8  # what the slower may have of the faster's speed
 _TABLES = ("left_people", "right_people")
@@ -77,41 +78,21 @@ def _speeds(server: Server, tables: Sequence[str], most: list[float]) -> list[fl
                 worker.begin()
             time.sleep(_WARM_UP)
             since = time.monotonic()
-            with _Observer(url) as observer:
+            observer = stack.enter_context(psycopg.connect(url, autocommit=True, application_name="observer"))
+            with observing(lambda: _writing(observer), every=_EVERY) as observed:
                 time.sleep(_SECONDS)
             until = time.monotonic()
             if any(worker.ended and not worker.error for worker in workers):
                 raise RuntimeError(f"a backfill was done in less than {_WARM_UP + _SECONDS:g} s: raise _ROWS")
-        most.append(observer.most)
+        most.append(observed.most)
         return [worker.rows(since, until) / (until - since) for worker in workers]
     finally:
         server.drop_database(_DATABASE)
 
 
-class _Observer(threading.Thread):
-    """Counts the batches that write at once, again and again."""
-
-    def __init__(self, url: str) -> None:
-        super().__init__(daemon=True)
-        self._url = url
-        self._told = threading.Event()
-        self.most = 0
-
-    def run(self) -> None:
-        with psycopg.connect(self._url, autocommit=True, application_name="observer") as conn:
-            while not self._told.wait(0.01):
-                row = conn.execute(_WRITING.encode()).fetchone()
-                self.most = max(self.most, row[0] if row else 0)
-
-    def __enter__(self) -> _Observer:
-        self.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._told.set()
-        self.join()
+def _writing(conn: psycopg.Connection[Any]) -> float:
+    found = conn.execute(_WRITING.encode()).fetchone()
+    return float(found[0]) if found else 0.0
 
 
 def _figures(alone: list[float], together: tuple[list[float], list[float]], most: list[float]) -> Iterator[Figure]:
