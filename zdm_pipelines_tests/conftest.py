@@ -2,18 +2,34 @@
 
 from __future__ import annotations
 
+import os
+import signal
 from collections.abc import Iterator
 from itertools import count
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 from zdm_pipelines.sandbox import application
 from zdm_pipelines.sandbox.postgres import Cluster, Server
 
+# The same examples each time, or others and more of them: HYPOTHESIS_PROFILE=nightly make test ARGS="-k any_schedule"
+settings.register_profile("test", max_examples=30, deadline=None, derandomize=True, database=None)
+settings.register_profile("nightly", max_examples=300, deadline=None, print_blob=True)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "test"))
+
 _FAST = {"fsync": "off", "full_page_writes": "off"}  # tests kill processes, never the machine
 
 _numbers = count(1)
+
+
+@pytest.fixture
+def interruptible() -> Iterator[None]:
+    """SIGINT interrupts this process: a suite that a shell started in the background inherits that SIGINT is ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 @pytest.fixture(scope="session")

@@ -8,6 +8,7 @@ import re
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -17,12 +18,12 @@ from typing import Any
 
 import psycopg
 
-from zdm_pipelines.engine.batches import Moved
 from zdm_pipelines.model.migration import Database, Migration
-from zdm_pipelines.model.states import State
-from zdm_pipelines.model.values import RangeProgress, Report
-from zdm_pipelines.phases import backfill, contract, expand, preflight, rollback, status, switch_reads, validate
+from zdm_pipelines.model.states import Phase, State
+from zdm_pipelines.model.values import Catalog, Moved, RangeProgress, Report
+from zdm_pipelines.phases import backfill, contract, expand, switch_reads, validate
 from zdm_pipelines.sandbox.server import Server
+from zdm_pipelines.verbs import Context, plan, rollback, status
 
 _ROOT = Path(__file__).resolve().parents[1]
 
@@ -85,30 +86,53 @@ def replaced(
 # -- phases -----------------------------------------------------------------------------------------------
 
 
+def work(m: Migration, url: str, **options: Any) -> Context:
+    """What every phase and verb is handed."""
+    return Context.of(m, url, **options)
+
+
+def surveyed(m: Migration, url: str) -> Catalog:
+    """The table as a migration finds it, or found it when it began."""
+    return plan.read(work(m, url)).catalog
+
+
 def expanded(m: Migration, url: str) -> Report:
-    """Run expand with the real preflight."""
-    return expand.run(m, url, look=preflight.look)
+    """Run expand with the real survey."""
+    return expand.run(work(m, url))
 
 
-def backfilled(m: Migration, url: str, **options: Any) -> list[Moved]:
+def backfilled(m: Migration, url: str, *, database: Database | None = None, **options: Any) -> list[Moved]:
     """Run backfill to its end."""
-    return list(backfill.run(m, url, **options))
+    tell = {"tell": options.pop("tell")} if "tell" in options else {}
+    return list(backfill.run(work(m, url, database=database, **tell), **options))
 
 
 def validated(m: Migration, url: str) -> Report:
     """Run validate, which must pass."""
-    report = validate.run(m, url)
+    report = validate.run(work(m, url))
     validate.raise_if_failed(report)
     return report
+
+
+def switched(m: Migration, url: str) -> Report:
+    """Run the next stage of the ramp."""
+    return switch_reads.run(work(m, url))
+
+
+def contracted(m: Migration, url: str) -> Report:
+    """Run the next stage of contract: the rows that go first, where there are some."""
+    if m.lifecycle.row_phase is Phase.CONTRACT and state(m, url) in m.lifecycle.watched:
+        return backfill.reported(work(m, url), contract.destroy(work(m, url)))
+    return contract.run(work(m, url))
 
 
 WALK: tuple[tuple[State, Callable[[Migration, str], Any]], ...] = (
     (State.EXPANDED, expanded),
     (State.BACKFILLED, backfilled),
     (State.VALIDATED, validated),
-    (State.SWITCHED, switch_reads.run),
-    (State.TOMBSTONED, contract.run),
-    (State.CONTRACTED, contract.run),
+    (State.SWITCHED, switched),
+    (State.TOMBSTONED, contracted),
+    (State.CONTRACTED, contracted),
 )
 
 
@@ -138,22 +162,22 @@ def walk(
 
 def state(m: Migration, url: str) -> State:
     """Where it stands."""
-    return status.read(m, url).state
+    return status.read(work(m, url)).state
 
 
 def at(m: Migration, url: str, target: State) -> None:
     """Bring a fresh migration into any state at all."""
     if target == State.ROLLED_BACK:
         expanded(m, url)
-        rollback.run(m, url, to=State.ROLLED_BACK)
+        rollback.run(work(m, url), to=State.ROLLED_BACK)
     elif target == State.BACKFILLING:
         expanded(m, url)
-        moved = backfill.run(m, url, partitions=[ranges(m, url)[0].range.partition])
+        moved = backfill.run(work(m, url), partitions=[ranges(m, url)[0].range.partition])
         next(moved)
         moved.close()
     elif target == State.SWITCHING:
         walk(m, url, State.VALIDATED)
-        switch_reads.run(m, url, percent=50)
+        switch_reads.run(work(m, url), percent=50)
     elif target != State.PLANNED:
         walk(m, url, target)
     assert state(m, url) == target
@@ -161,7 +185,7 @@ def at(m: Migration, url: str, target: State) -> None:
 
 def ranges(m: Migration, url: str) -> list[RangeProgress]:
     """Every range, in key order."""
-    return status.of_ranges(m, url)
+    return status.read_ranges(work(m, url))
 
 
 def function_source(url: str, m: Migration) -> str:
@@ -278,19 +302,21 @@ class Worker:
             "before": before,
             "report_at": report_at,
         }
+        # A file, so that a long traceback cannot fill a pipe that nobody reads yet.
+        self._errors = tempfile.TemporaryFile("w+", encoding="utf-8")  # noqa: SIM115 - closed by `end`
         self._process = subprocess.Popen(
             [sys.executable, "-m", "zdm_pipelines_tests.helpers", json.dumps(order)],
             stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
+            stderr=self._errors,
             text=True,
             cwd=_ROOT,
             env=os.environ | {"PYTHONPATH": str(_ROOT)},
         )
+        self._said: list[str] = []
 
     def wait_for_report(self) -> bool:
-        """Wait until it stands at `report_at`; false when it ended before."""
-        assert self._process.stdout is not None
-        return self._process.stdout.readline().startswith("at ")
+        """Wait until the worker stands at `report_at`; false when the worker ended before."""
+        return self._line().startswith("at ")
 
     def kill(self) -> None:
         """SIGKILL."""
@@ -305,11 +331,25 @@ class Worker:
 
     def end(self, timeout: float = 120.0) -> tuple[bool, int]:
         """Wait for its end: whether it was killed, and the statements it ran otherwise; fails when it failed."""
-        out, err = self._process.communicate(timeout=timeout)
+        self._process.wait(timeout)
+        # Read as `wait_for_report` reads: `communicate` does not see what a `readline` has taken off the pipe,
+        # and a worker that needed fewer statements than `report_at` says "done" where "at" is waited for.
+        while self._line():
+            pass
+        with self._errors:
+            self._errors.seek(0)
+            problem = self._errors.read()
         if self._process.returncode == -signal.SIGKILL:
             return True, 0
-        assert self._process.returncode == 0, err
-        return False, int(out.strip().splitlines()[-1].removeprefix("done "))
+        assert self._process.returncode == 0, problem
+        return False, int(self._said[-1].removeprefix("done "))
+
+    def _line(self) -> str:
+        """The next line that the worker says; empty when the worker has ended."""
+        assert self._process.stdout is not None
+        if line := self._process.stdout.readline():
+            self._said.append(line)
+        return line
 
 
 def run_phase(phase: str, m: Migration, url: str) -> None:
@@ -320,11 +360,11 @@ def run_phase(phase: str, m: Migration, url: str) -> None:
     elif phase == "validate":
         validated(m, url)
     elif phase == "switch_reads":
-        switch_reads.run(m, url)
+        switched(m, url)
     elif phase == "contract":
-        contract.run(m, url)
+        contracted(m, url)
     else:
-        rollback.run(m, url, to=State(phase), force=True)
+        rollback.run(work(m, url), to=State(phase), force=True)
 
 
 def statements(phase: str, m: Migration, url: str) -> int:

@@ -1,29 +1,10 @@
-"""What can change: one module per kind, all behind the protocol `Change`."""
+"""What can change: one package per kind, each behind the protocol `Kind`."""
 
-from zdm_pipelines.changes.protocol import Change
-from zdm_pipelines.changes.replace_column import ReplaceColumnChange
-from zdm_pipelines.dialects.postgres.marking import Marking
-from zdm_pipelines.model.migration import Migration
-from zdm_pipelines.model.values import Catalog
+from zdm_pipelines.changes.binding import bind
+from zdm_pipelines.changes.protocol import Bound, Change, Kind, Retirement, Survey, Words
+from zdm_pipelines.changes.registry import KINDS, kind_of, register
+from zdm_pipelines.model.values import Relation
 
-__all__ = ["Change", "bind"]
-
-_KINDS = {"replace_column": ReplaceColumnChange}
-
-
-def bind(
-    migration: Migration,
-    catalog: Catalog,
-    *,
-    migration_id: int = 0,
-    tombstoned: bool = False,
-    marking: Marking | None = None,
-) -> Change:
-    """The declared change over a table as it was before.
-
-    Args:
-        migration_id: 0 until the ledger knows it.
-        tombstoned: the old shape is renamed.
-        marking: what the sync notes of the ranges that are written; default: nothing.
-    """
-    return _KINDS[migration.change.kind](migration, catalog, migration_id, tombstoned=tombstoned, marking=marking)
+__all__ = [
+    "KINDS", "Bound", "Change", "Kind", "Relation", "Retirement", "Survey", "Words", "bind", "kind_of", "register",
+]  # fmt: skip

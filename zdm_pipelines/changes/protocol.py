@@ -1,49 +1,138 @@
-"""The protocol of a change: what each phase asks of a kind."""
+"""The protocol of a kind: small capabilities, each asked by one phase; what is None does not exist for the kind.
+
+A kind is a package `changes/<kind>/` whose `__init__` gives `KIND`. Phases ask a bound `Change` for a capability and
+never for its kind. SQL comes from the server's part of the kind (`server.kind(name)`) or the server's `ddl`.
+"""
 
 from __future__ import annotations
 
-from typing import Protocol
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
 
-from zdm_pipelines.engine.batches import BatchSql
-from zdm_pipelines.engine.proofs import ProofSql
-from zdm_pipelines.model.values import Step
+from zdm_pipelines.dialects.server import Server, Session
+from zdm_pipelines.model.capabilities import Comparison, Notes, RowWork, Sync
+from zdm_pipelines.model.change import ChangeSpec
+from zdm_pipelines.model.errors import Problem
+from zdm_pipelines.model.migration import Migration
+from zdm_pipelines.model.states import Phase
+from zdm_pipelines.model.values import Catalog, Relation, Step
 
 
-class Change(BatchSql, ProofSql, Protocol):
-    """One kind of change, bound to its migration and to the table as it was before."""
+@dataclass(frozen=True, kw_only=True)
+class Words:
+    """What a kind calls things: the texts of UI, command line and refusals. None of them needs a database."""
 
-    def expand(self) -> list[Step]:
-        """Steps of one short transaction that add the new shape and keep both in sync."""
-        ...
+    summary: str  # one line for lists: full_name → display_name
+    old: str  # what contract takes away, as a sentence's subject: the old column
+    new: str  # what takes over: column display_name
+    phases: Mapping[Phase, str]  # what the asset of each phase does, in Markdown
+    undone: Mapping[Phase, str]  # what undoing each phase takes back
+    checks: Mapping[str, str] = field(default_factory=dict)  # the checks of validate, each with what it says
+    last: str = ""  # what is said before the step that cannot be undone: Column x of t is dropped now, for good
 
-    def constrain(self) -> list[Step]:
-        """Steps that give the new shape the constraints and indexes of the old; each may be run again."""
+
+@dataclass(frozen=True, kw_only=True)
+class Survey:
+    """What the server says before anything is changed."""
+
+    catalog: Catalog  # the table that is declared
+    facts: Mapping[str, Any]  # the kind's own, as JSON; the ledger keeps them from the first phase on
+    problems: Sequence[Problem] = ()
+    warnings: Sequence[str] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bound:
+    """A migration with what the ledger knows of it: what a change is bound to."""
+
+    migration: Migration
+    catalog: Catalog
+    facts: Mapping[str, Any]
+    migration_id: int = 0  # 0 until the ledger knows it
+    tombstoned: bool = False  # the old shape is out of sight
+    notes: Notes = field(default_factory=Notes)
+    claims: Mapping[str, int] = field(default_factory=dict)  # oids of the relations that are claimed, by name
+
+
+class Retirement(Protocol):
+    """What contract takes away: first out of sight, where the kind can, then for good."""
+
+    def dependents(self, session: Session) -> list[str]:
+        """Everything that still stands on what goes, or has gone before us, as reasons against contract."""
         ...
 
     def tombstone(self) -> list[Step]:
-        """Steps of one short transaction that rename the old shape out of sight."""
+        """Steps of one short transaction that put the old shape out of sight; empty: the kind has no tombstone."""
         ...
 
     def drop(self) -> list[Step]:
-        """Steps of one short transaction that remove the old shape and the sync."""
+        """Steps that remove the old shape and the sync."""
         ...
 
-    def track(self, until: str) -> Step:
-        """Make the sync record every key it sees until a time (ISO with zone); its undo stops that."""
+    def restore(self) -> list[Step]:
+        """Steps that make anew what `drop` took away, each with `done_when`; empty: only a tombstone comes back."""
         ...
 
-    def old_relation(self) -> str:
-        """Present name of the column that contract renames and drops."""
+
+@dataclass(frozen=True, kw_only=True)
+class DataCheck:
+    """A verdict of the kind's own on the data, looked at by validate before anything is enforced."""
+
+    check: str  # the name of the check that it belongs to
+    count: str  # a query that counts the rows that stand against it
+    failed: str  # what is said when there are any, with {count}
+    keys: str = ""  # a query for the first primary keys of such rows, each as text[], told behind `failed`; empty: none
+
+
+@dataclass(frozen=True, kw_only=True)
+class Change:
+    """One change, bound to its migration: the capabilities that its kind has."""
+
+    relations: tuple[Relation, ...]  # claimed in the ledger, locked in this order; the first is the declared table
+    told: Sequence[tuple[str, str]] = ()  # further lines above a plan: name and value
+    expand: Sequence[Step] = ()
+    sync: Sync | None = None
+    rows: RowWork | None = None
+    parity: Comparison | None = None
+    enforce: Sequence[Step] = ()
+    # Steps of validate that only the server can tell once `enforce` ran, such as those of a partition attached
+    # meanwhile. Asked again until none is left.
+    further: Callable[[Session], Sequence[Step]] | None = None
+    checks: Sequence[DataCheck] = ()
+    retire: Retirement | None = None
+
+
+class Kind(Protocol):
+    """One kind of change."""
+
+    @property
+    def name(self) -> str:
+        """What `kind:` says in the YAML, and what the kind's packages are called."""
         ...
 
-    def new_relation(self) -> str:
-        """Name of the column that the backfill writes."""
+    @property
+    def spec(self) -> type[ChangeSpec]:
+        """The kind's arm of `change` in the YAML."""
         ...
 
-    def touched_disagreeing(self) -> str:
-        """Take the tracked keys ($1: migration id); how many there were, how many rows of them disagree."""
+    @property
+    def example(self) -> str:
+        """What stands below `kind:` in the scaffold, commented."""
         ...
 
-    def nulls(self) -> str:
-        """How many rows hold NULL where the new shape must not; empty: it may."""
+    def words(self, migration: Migration) -> Words:
+        """What it calls things."""
+        ...
+
+    def survey(self, session: Session, migration: Migration, server: Server) -> Survey:
+        """Look whether the server can take the change; changes nothing.
+
+        Raises:
+            Problem: the table itself cannot be migrated, so that nothing more can be looked at.
+        """
+        ...
+
+    def bind(self, bound: Bound, server: Server) -> Change:
+        """The change over a table as it was before."""
         ...

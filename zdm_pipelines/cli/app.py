@@ -16,18 +16,22 @@ from rich.live import Live
 from rich.text import Text
 
 from zdm_pipelines import project
+from zdm_pipelines.changes import kind_of, overview
 from zdm_pipelines.cli import dev as dev_
 from zdm_pipelines.cli import doctor as doctor_
 from zdm_pipelines.cli import show, steer, terminal
 from zdm_pipelines.cli.options import Defs, Json, MaybeName, Name, Yes, one, read
-from zdm_pipelines.cli.run import UNATTENDED, Walk
+from zdm_pipelines.cli.run import Walk
 from zdm_pipelines.cli.terminal import DONE, FAILED, INTERRUPTED, verb
 from zdm_pipelines.model.errors import SpecError, StateConflict, ZdmError
 from zdm_pipelines.model.migration import Migration
 from zdm_pipelines.model.states import Phase, State
 from zdm_pipelines.model.values import Status
-from zdm_pipelines.phases import contract, preflight, rollback, status
-from zdm_pipelines.phases import watch as watch_
+from zdm_pipelines.phases import contract
+from zdm_pipelines.verbs import Context, rollback, status
+from zdm_pipelines.verbs import doctor as examination
+from zdm_pipelines.verbs import plan as plan_
+from zdm_pipelines.verbs import watch as watch_
 
 app = typer.Typer(
     help="Zero-downtime database migrations: the verbs of a migration without Dagster.",
@@ -55,21 +59,11 @@ class PhaseName(StrEnum):
 
 
 class Last(StrEnum):
-    """Where a run without --phase may stop; `UNATTENDED`, as they are typed."""
+    """Where a run without --phase may stop."""
 
     EXPAND = "expand"
     BACKFILL = "backfill"
     VALIDATE = "validate"
-
-
-class Target(StrEnum):
-    """States that a rollback leads to; `rollback.TARGETS`, as they are typed."""
-
-    SWITCHED = "switched"
-    VALIDATED = "validated"
-    BACKFILLED = "backfilled"
-    EXPANDED = "expanded"
-    ROLLED_BACK = "rolled_back"
 
 
 def main() -> None:
@@ -106,6 +100,21 @@ def list_(defs: Defs = None, json: Json = False) -> None:
 
 @app.command()
 @verb
+def kinds(
+    markdown: Annotated[bool, typer.Option("--markdown", help="The table as docs/kinds.md has it.")] = False,
+    json: Json = False,
+) -> None:
+    """What can be changed: every kind, its phases, and until when it can be undone. Touches no database."""
+    if markdown:
+        typer.echo(overview.markdown(), nl=False)
+    elif json:
+        terminal.as_json([asdict(row) for row in overview.rows()])
+    else:
+        terminal.show(show.kinds(overview.rows()))
+
+
+@app.command()
+@verb
 def plan(
     name: Name,
     sql: Annotated[bool, typer.Option("--sql", help="The statements alone.")] = False,
@@ -113,30 +122,27 @@ def plan(
     json: Json = False,
 ) -> None:
     """The dry run: every statement of every phase, with its lock and its reason. Changes nothing."""
-    _, migration, url = one(defs, name)
-    now = status.read(migration, url).state
-    if now == State.CONTRACTED:
+    context = one(defs, name)
+    if status.read(context).state == State.CONTRACTED:
         raise StateConflict(name, "is contracted", "it is finished: there is nothing left to plan")
-    catalog = preflight.catalog_of(url, migration)
-    steps = preflight.plan(migration, catalog)
-    rows = preflight.size(url, catalog)
+    found = plan_.read(context)
     if sql:
-        typer.echo(show.plain_sql(steps))
+        typer.echo(show.plain_sql(found.phases))
     elif json:
         terminal.as_json(
             {
                 "migration": name,
-                "state": now,
-                "table": str(catalog.table),
-                "rows": rows,
-                "bytes": catalog.bytes,
-                "ranges": show.expected_ranges(migration, rows),
-                "warnings": catalog.warnings,
-                "phases": {phase: [asdict(step) for step in listed] for phase, listed in steps.items()},
+                "state": found.state,
+                "table": str(found.catalog.table),
+                "rows": found.rows,
+                "bytes": found.catalog.bytes,
+                "ranges": found.ranges,
+                "warnings": found.warnings,
+                "phases": {phase: [asdict(step) for step in listed] for phase, listed in found.phases.items()},
             }
         )
     else:
-        terminal.show(show.plan(migration, catalog, rows, now, steps))
+        terminal.show(show.plan(context.migration, found))
 
 
 @app.command()
@@ -145,11 +151,11 @@ def doctor(name: MaybeName = None, defs: Defs = None, json: Json = False) -> Non
     """Look at everything a migration needs: variables, role, privileges, table, ledger, signals. Changes nothing."""
     found = read(defs)
     migrations = [found.migration(name)] if name else list(found.migrations.values())
-    findings = [] if name else [doctor_.problem(p) for p in found.problems]
+    findings = [] if name else [examination.problem(p) for p in found.problems]
     for database in found.databases.values():
         mine = [m for m in migrations if m.database == database.name]
         if mine or not name:
-            findings += doctor_.examine(database, mine)
+            findings += examination.examine(database, mine)
     if not findings:
         raise SpecError(str(found.folder), "declares nothing", "see docs/configuration.md")
     if json:
@@ -190,25 +196,31 @@ def status_(
             raise typer.Exit(DONE) from None
 
 
-_UNMOVED = {State.PLANNED, State.EXPANDED, State.BACKFILLING, State.ROLLED_BACK}
-
-
-def _stands(migration: Migration, url: str) -> Status:
+def _stands(context: Context) -> Status:
     """Where it stands; while rows are to be moved, a maintenance window that is closed is a hold like any other."""
-    found = status.read(migration, url)
-    if found.state == State.CONTRACTED:
+    found = status.read(context)
+    if context.lifecycle.finished(found.state):
         return replace(found, holds=())
-    return replace(found, holds=tuple(watch_.against(migration, url))) if found.state in _UNMOVED else found
+    waits = context.lifecycle.watched | {State.PLANNED, State.ROLLED_BACK}
+    return replace(found, holds=tuple(watch_.against(context))) if found.state in waits else found
+
+
+def _against(context: Context, state: State) -> list[str] | None:
+    """What stands against contract; None: there is no contract to come."""
+    if not context.lifecycle.has(Phase.CONTRACT) or context.lifecycle.finished(state):
+        return None
+    return contract.refusals(context)
 
 
 def _status_of_one(defs: Path | None, name: str, *, json: bool) -> Iterator[tuple[RenderableType, Any]]:
-    _, migration, url = one(defs, name)
+    context = one(defs, name)
     while True:
-        found = _stands(migration, url)
-        against = [] if found.state == State.CONTRACTED else contract.refusals(migration, url)
+        found = _stands(context)
+        against = _against(context, found.state)
+        following = show.next_step(context.migration, found.state)
         yield (
-            "" if json else show.status(migration, found, against),
-            {**asdict(found), "against_contract": against, "next": show.next_step(name, found.state)},
+            "" if json else show.status(context.migration, found, against),
+            {**asdict(found), "against_contract": against or [], "next": following},
         )
 
 
@@ -220,7 +232,7 @@ def _status_of_all(defs: Path | None, *, json: bool) -> Iterator[tuple[Renderabl
         rows: list[tuple[Migration, Status | str]] = []
         for migration in declared.migrations.values():
             try:
-                rows.append((migration, _stands(migration, declared.url(migration))))
+                rows.append((migration, _stands(declared.context(migration))))
             except ZdmError as error:
                 rows.append((migration, str(error)))
         document = [{"migration": m.name, "error": s} if isinstance(s, str) else asdict(s) for m, s in rows]
@@ -260,14 +272,11 @@ def run(
 ) -> None:
     """Run phases. Running again goes on where it stopped; reads and contract only run when named."""
     _check_options(phase, to=to, partition=partition, repair=repair, full=full, percent=percent)
-    found, migration, url = one(defs, name)
+    context = one(defs, name)
+    phases = _phases(context, phase.phase if phase else None, Phase(str(to)) if to else None)
     if phase is PhaseName.CONTRACT:
-        _before_contract(migration, url, yes=yes)
-    phases = [phase.phase] if phase else list(UNATTENDED[: UNATTENDED.index(Phase(str(to))) + 1] if to else UNATTENDED)
-    walk = Walk(
-        migration, url, found.databases[migration.database],
-        partitions=partition or None, repair=repair, percent=percent, full=full, quiet=json,
-    )  # fmt: skip
+        _before_contract(context, yes=yes)
+    walk = Walk(context, partitions=partition or None, repair=repair, percent=percent, full=full, quiet=json)
     try:
         walk.run(phases)
     except KeyboardInterrupt:
@@ -277,7 +286,7 @@ def run(
             terminal.as_json([asdict(r) for r in walk.reports])
     if not json:
         last = walk.reports[-1].state
-        terminal.out().print(Text(f"Next: {show.next_step(name, last)}", style="green"))
+        terminal.out().print(Text(f"Next: {show.next_step(context.migration, last)}", style="green"))
 
 
 def _check_options(
@@ -299,10 +308,30 @@ def _check_options(
         raise typer.BadParameter("--percent needs --phase switch-reads")
 
 
-def _before_contract(migration: Migration, url: str, *, yes: bool) -> None:
-    """The drop is the one thing that cannot be undone."""
-    if status.read(migration, url).state == State.TOMBSTONED and not contract.refusals(migration, url):
-        _ask(f"Column {migration.change.old} of {migration.table_name} is dropped now, for good", yes=yes)
+def _phases(context: Context, phase: Phase | None, to: Phase | None) -> list[Phase]:
+    """The phases to walk: the one that is named, or those that need no word of their own.
+
+    Raises:
+        StateConflict: the change has no such phase.
+    """
+    known, unattended = context.lifecycle.phases, context.lifecycle.unattended
+    if (named := phase or to) is not None and named not in known:
+        has = ", ".join(p.replace("_", "-") for p in known)
+        kind = context.migration.change.kind
+        raise StateConflict(context.name, f"is a {kind}, which has no phase {named.replace('_', '-')}", f"it has {has}")
+    if phase is not None:
+        return [phase]
+    if not unattended:
+        first = known[0].replace("_", "-")
+        raise StateConflict(context.name, f"begins with {first}, which runs only when named", f"say --phase {first}")
+    return list(unattended[: unattended.index(to) + 1] if to else unattended)
+
+
+def _before_contract(context: Context, *, yes: bool) -> None:
+    """What takes something away for good cannot be undone."""
+    now = status.read(context).state
+    if context.lifecycle.takes_for_good(now) and not contract.refusals(context):
+        _ask(kind_of(context.migration).words(context.migration).last, yes=yes)
 
 
 def _ask(question: str, *, yes: bool) -> None:
@@ -316,38 +345,11 @@ def _ask(question: str, *, yes: bool) -> None:
         raise typer.Exit(FAILED)
 
 
-_UNDONE = {
-    State.SWITCHED: "the old column {old} comes back under its name",
-    State.VALIDATED: "all reads go back to the old shape (flag {flag} to 0 %)",
-    State.BACKFILLED: "constraints and indexes on {new} are removed",
-    State.EXPANDED: "the progress of the backfill is forgotten; the values stay, and stay in sync",
-    State.ROLLED_BACK: "column {new} is dropped with its values, and the sync triggers and the flag with it",
-}
-_FIRST_UNDO = {
-    State.TOMBSTONED: State.SWITCHED,
-    State.SWITCHED: State.VALIDATED,
-    State.SWITCHING: State.VALIDATED,
-    State.VALIDATED: State.BACKFILLED,
-    State.BACKFILLED: State.BACKFILLED,
-    State.BACKFILLING: State.EXPANDED,
-    State.EXPANDED: State.ROLLED_BACK,
-}
-
-
-def undone(migration: Migration, now: State, to: State) -> list[str]:
-    """What a rollback takes back, in order; empty when there is nothing, or it cannot be."""
-    names = {"old": migration.change.old, "new": migration.change.new.name, "flag": migration.flag}
-    targets = list(rollback.TARGETS)
-    if now not in _FIRST_UNDO:
-        return []
-    return [_UNDONE[t].format(**names) for t in targets[targets.index(_FIRST_UNDO[now]) : targets.index(to) + 1]]
-
-
 @app.command("rollback")
 @verb
 def rollback_(
     name: Name,
-    to: Annotated[Target, typer.Option("--to", help="The state to go back to.")],
+    to: Annotated[State, typer.Option("--to", help="The state to go back to.", metavar="STATE")],
     force: Annotated[
         bool, typer.Option("--force", help="Also while new code writes the new shape, which breaks that code.")
     ] = False,
@@ -356,14 +358,14 @@ def rollback_(
     json: Json = False,
 ) -> None:
     """Undo phases, back to an earlier state; rolled_back leaves the schema as it was before."""
-    _, migration, url = one(defs, name)
-    now, target = status.read(migration, url).state, State(str(to))
-    steps = undone(migration, now, target)
+    context = one(defs, name)
+    now, target = status.read(context).state, State(str(to))
+    steps = rollback.undone(context, now, target)
     if steps:
         listed = Group(Text(f"{name} is {now}. On the way to {target}:"), *(Text(f"  - {step}") for step in steps))
         terminal.err().print(listed, soft_wrap=True)
         _ask(f"{name} is rolled back to {target}", yes=yes)
-    reached = rollback.run(migration, url, to=target, force=force, tell=terminal.statements())
+    reached = rollback.run(context.telling(terminal.statements()), to=target, force=force)
     if json:
         terminal.as_json({"migration": name, "before": now, "state": reached, "undone": steps})
     else:

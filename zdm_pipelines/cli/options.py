@@ -9,8 +9,8 @@ import typer
 
 from zdm_pipelines import project
 from zdm_pipelines.cli import terminal
-from zdm_pipelines.model.migration import Migration
 from zdm_pipelines.project import Project
+from zdm_pipelines.verbs import Context
 
 Defs = Annotated[
     Path | None,
@@ -35,10 +35,10 @@ def read(defs: Path | None) -> Project:
     return project.read(project.find(defs))
 
 
-def one(defs: Path | None, name: str) -> tuple[Project, Migration, str]:
-    """A migration and its database's URL; what is wrong with other declarations is only remarked."""
+def one(defs: Path | None, name: str) -> Context:
+    """A migration in its database; what is wrong with other declarations is only remarked."""
     found = read(defs)
     migration = found.migration(name)
     if found.problems:
         terminal.note(f"{len(found.problems)} other declarations are wrong: zdm list says what")
-    return found, migration, found.url(migration)
+    return found.context(migration)

@@ -3,22 +3,20 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
 
 from zdm_pipelines.cli import show, terminal
-from zdm_pipelines.engine.batches import Moved
 from zdm_pipelines.model.errors import Throttled
-from zdm_pipelines.model.migration import Database, Migration
 from zdm_pipelines.model.states import Phase
-from zdm_pipelines.model.values import Report
-from zdm_pipelines.phases import backfill, contract, expand, preflight, status, switch_reads, validate
+from zdm_pipelines.model.values import Moved, Report
+from zdm_pipelines.phases import backfill, contract, expand, switch_reads, validate
+from zdm_pipelines.verbs import Context, plan, status
 
-UNATTENDED = (Phase.EXPAND, Phase.BACKFILL, Phase.VALIDATE)  # what a run without --phase walks, never more
 Work = Callable[[Callable[[int], None]], Report]
 _EVERY = 5.0  # seconds between two lines of progress where there is no terminal
 
@@ -27,9 +25,7 @@ _EVERY = 5.0  # seconds between two lines of progress where there is no terminal
 class Walk:
     """One call of `zdm run`."""
 
-    migration: Migration
-    url: str
-    database: Database
+    context: Context
     partitions: Sequence[str] | None = None
     repair: bool = False
     percent: int | None = None
@@ -39,7 +35,8 @@ class Walk:
 
     def __post_init__(self) -> None:
         self.console: Console = terminal.err()
-        self._tell = terminal.statements(self.console)  # the console of the bars, which move out of its way
+        # The console of the bars, which move out of its way.
+        self.context = self.context.telling(terminal.statements(self.console))
 
     def run(self, phases: Sequence[Phase]) -> None:
         """Run phases in order.
@@ -77,13 +74,13 @@ class Walk:
             Phase.VALIDATE: "an index whose build was interrupted is built anew",
         }
         fact = facts.get(phase, "what was not committed did not happen")
-        go_on = f"zdm run {self.migration.name}" + (
-            f" --phase {phase.replace('_', '-')}" if phase not in UNATTENDED else ""
+        go_on = f"zdm run {self.context.name}" + (
+            f" --phase {phase.replace('_', '-')}" if phase not in self.context.lifecycle.unattended else ""
         )
         terminal.note(f"{phase} was stopped: {fact}. To go on: {go_on}")
 
     def _throttled(self, error: Throttled) -> Throttled:
-        name = self.migration.name
+        name = self.context.name
         way_out = f"what was moved is kept: zdm run {name} goes on, zdm status {name} shows what stands against it"
         return Throttled(error.thing, error.fact, way_out, error.reasons)
 
@@ -103,70 +100,41 @@ class Walk:
     # -- phases -------------------------------------------------------------------------------------------------------
 
     def _expand(self) -> Report:
-        return expand.run(self.migration, self.url, look=preflight.look, tell=self._tell)
+        return expand.run(self.context)
 
     def _backfill(self) -> Report:
-        begun = time.monotonic()
-        known = status.of_ranges(self.migration, self.url)
+        return self._row_work(backfill.run)
+
+    def _row_work(self, work_on: Callable[..., Generator[Moved]]) -> Report:
+        known = status.read_ranges(self.context)
         wanted = [
             r for r in known if (r.range.partition in self.partitions if self.partitions else self.repair or not r.done)
         ]
-        outcomes: list[Moved] = []
         with self._progress("rows") as progress:
             bar = _Bar(self, progress, ranges=len(wanted), rows=self._expected_rows(len(known), len(wanted)))
-            moving = backfill.run(
-                self.migration,
-                self.url,
-                database=self.database,
-                partitions=self.partitions,
-                repair=self.repair,
-                tell=bar.told,
-                batch=bar.batch,
+            moving = work_on(
+                self.context.telling(bar.told), partitions=self.partitions, repair=self.repair, batch=bar.batch
             )
-            with _closing(moving):
-                for moved in moving:
-                    outcomes.append(moved)
-                    bar.range_done(len(outcomes))
-        rows = sum(m.rows for m in outcomes)
-        now = status.read(self.migration, self.url)
-        return Report(
-            migration=self.migration.name,
-            phase=Phase.BACKFILL,
-            state=now.state,
-            summary=f"{len(outcomes)} ranges moved; {now.ranges_done} of {now.ranges} are done"
-            if outcomes
-            else f"nothing to move: {now.ranges_done} of {now.ranges} ranges are done",
-            rows=rows,
-            seconds=time.monotonic() - begun,
-            batches=sum(m.batches for m in outcomes),
-            retries=sum(m.retries for m in outcomes),
-            wal_bytes=sum(m.wal_bytes for m in outcomes),
-            facts={
-                "ranges": [m.partition for m in outcomes],
-                "hot_ratio": round(sum(m.hot for m in outcomes) / max(1, rows), 3),
-            },
-        )
+            return backfill.reported(self.context, _watched(moving, bar))
 
     def _expected_rows(self, known: int, wanted: int) -> int:
-        catalog = preflight.catalog_of(self.url, self.migration)
-        return round(preflight.size(self.url, catalog) * wanted / max(known, 1))
+        return round(plan.read(self.context).rows * wanted / max(known, 1))
 
     def _validate(self) -> Report:
-        return self._compared(
-            lambda compared: validate.run(self.migration, self.url, full=self.full, tell=self._tell, compared=compared)
-        )
+        return self._compared(lambda compared: validate.run(self.context, full=self.full, compared=compared))
 
     def _switch(self) -> Report:
-        return switch_reads.run(self.migration, self.url, percent=self.percent, tell=self._tell)
+        return switch_reads.run(self.context, percent=self.percent)
 
     def _contract(self) -> Report:
-        return self._compared(
-            lambda compared: contract.run(self.migration, self.url, tell=self._tell, compared=compared)
-        )
+        lifecycle = self.context.lifecycle
+        if lifecycle.row_phase is Phase.CONTRACT and status.read(self.context).state in lifecycle.watched:
+            return self._row_work(contract.destroy)
+        return self._compared(lambda compared: contract.run(self.context, compared=compared))
 
     def _compared(self, work: Work) -> Report:
         """Run what compares old and new, range by range."""
-        ranges = status.read(self.migration, self.url).ranges
+        ranges = status.read(self.context).ranges
         with self._progress("ranges,") as progress:
             task = progress.add_task("compare old and new", total=ranges or None, speed="")
             rows = 0
@@ -179,14 +147,12 @@ class Walk:
             return work(compared)
 
 
-@contextmanager
-def _closing(moving: Iterator[Moved]) -> Iterator[None]:
-    """Close a backfill however the loop over it ends: closed, it stops at the next batch."""
-    try:
-        yield
-    finally:
-        close: Callable[[], None] = getattr(moving, "close", lambda: None)
-        close()
+def _watched(moving: Generator[Moved], bar: _Bar) -> Iterator[Moved]:
+    """A backfill whose progress shows; closed, it stops at the next batch."""
+    with closing(moving):
+        for done, moved in enumerate(moving, 1):
+            bar.range_done(done)
+            yield moved
 
 
 class _Bar:

@@ -12,14 +12,16 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from zdm_pipelines.changes import kind_of
+from zdm_pipelines.changes.overview import KindRow
 from zdm_pipelines.cli import terminal
-from zdm_pipelines.engine import holds as holds_
-from zdm_pipelines.engine.ranges import MAX_RANGES
-from zdm_pipelines.engine.throttle import WINDOW
+from zdm_pipelines.model import holds as holds_
 from zdm_pipelines.model.migration import Migration
 from zdm_pipelines.model.states import Phase, State
-from zdm_pipelines.model.values import Catalog, Hold, Report, Status, Step
+from zdm_pipelines.model.units import Unit, as_declared, for_people
+from zdm_pipelines.model.values import Hold, Report, Status, Step
 from zdm_pipelines.project import Project
+from zdm_pipelines.verbs.plan import Plan
 
 _COLOUR = {
     State.PLANNED: "dim",
@@ -28,45 +30,26 @@ _COLOUR = {
     State.TOMBSTONED: "magenta",
 }
 
-_NEXT = {
-    State.PLANNED: "zdm plan {0}, then zdm run {0}",
-    State.EXPANDED: "zdm run {0}",
-    State.BACKFILLING: "zdm run {0}",
-    State.BACKFILLED: "zdm run {0} --phase validate",
-    State.VALIDATED: "zdm run {0} --phase switch-reads, once code that asks the flag is deployed",
-    State.SWITCHING: "zdm run {0} --phase switch-reads",
-    State.SWITCHED: "zdm run {0} --phase contract, once nothing stands against it",
-    State.TOMBSTONED: "zdm run {0} --phase contract, once nothing stands against it",
-    State.CONTRACTED: "nothing: it is finished; the declaration may be removed",
-    State.ROLLED_BACK: "zdm run {0} to begin anew",
-}
 
-
-def next_step(name: str, state: State) -> str:
+def next_step(migration: Migration, now: State) -> str:
     """What to do now."""
-    return _NEXT[state].format(name)
+    lifecycle, run = migration.lifecycle, f"zdm run {migration.name}"
+    phase = lifecycle.next_phase(now)
+    if phase is None:
+        return "nothing: it is finished; the declaration may be removed"
+    named = "" if phase in (Phase.EXPAND, Phase.BACKFILL) else f" --phase {phase.replace('_', '-')}"
+    if now == State.PLANNED:
+        return f"zdm plan {migration.name}, then {run}{'' if lifecycle.unattended else named}"
+    if now == State.ROLLED_BACK:
+        return f"{run}{'' if lifecycle.unattended else named} to begin anew"
+    if phase is Phase.SWITCH_READS and now != State.SWITCHING:
+        return f"{run}{named}, once code that asks the flag is deployed"
+    return f"{run}{named}" + (", once nothing stands against it" if phase is Phase.CONTRACT else "")
 
 
 def state(which: State) -> Text:
     """A state in its colour."""
     return Text(str(which), style=_COLOUR.get(which, "cyan"))
-
-
-def span(seconds: float) -> str:
-    """A duration for people."""
-    for unit, size in (("d", 86400.0), ("h", 3600.0), ("min", 60.0), ("s", 1.0)):
-        if seconds >= size:
-            return f"{seconds / size:.1f}".removesuffix(".0") + f" {unit}"
-    return f"{seconds * 1000:.0f} ms"
-
-
-def size(count: float) -> str:
-    """Bytes for people."""
-    for unit in ("B", "kB", "MB", "GB"):
-        if count < 1024:
-            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
-        count /= 1024
-    return f"{count:.1f} TB"
 
 
 def facts(rows: Sequence[tuple[str, RenderableType]]) -> Table:
@@ -86,37 +69,41 @@ def project(found: Project) -> Table:
     """What is declared."""
     table = Table("migration", "database", "table", "change", "declared at", box=None, pad_edge=False)
     for name, one in found.migrations.items():
-        change = f"{one.change.kind} {one.change.old} → {one.change.new.name}"
+        change = f"{one.change.kind} {kind_of(one).words(one).summary}"
         table.add_row(name, one.database, Text(str(one.table_name)), Text(change), Text(str(found.places[name])))
     return table
 
 
-def expected_ranges(migration: Migration, rows: int) -> int:
-    """Into about how many ranges expand will cut the table."""
-    return min(MAX_RANGES, max(1, -(-rows // migration.backfill.range_rows)))
+def kinds(rows: Sequence[KindRow]) -> Table:
+    """What can be changed."""
+    table = Table("kind", "what", "phases", "can be undone", box=None, pad_edge=False)
+    for row in rows:
+        table.add_row(Text(row.kind, style="bold"), row.what, " → ".join(row.phases), row.way_back)
+    return table
 
 
-def plan(
-    migration: Migration, catalog: Catalog, rows: int, now: State, steps: Mapping[Phase, Sequence[Step]]
-) -> RenderableType:
+def plan(migration: Migration, found: Plan) -> RenderableType:
     """The dry run."""
-    ranges = expected_ranges(migration, rows)
-    head = facts(
-        [
-            ("migration", Text(migration.name, style="bold")),
-            ("state", state(now)),
-            ("table", Text(f"{catalog.table}, about {rows:,} rows, {size(catalog.bytes)} without indexes")),
-            ("primary key", Text(", ".join(f"{c.name} {c.type}" for c in catalog.key))),
-            ("ranges", f"about {ranges:,}, which are {ranges:,} Dagster partitions"),
-            ("up reads", Text(", ".join(catalog.up_inputs) or "no column")),
-            ("down reads", Text(", ".join(catalog.down_inputs) or "no column")),
-            ("reads ask", Text(f"flag {migration.flag}: {' → '.join(f'{p} %' for p in migration.reads.ramp)}")),
-            *(("warning", Text(w, style="yellow")) for w in catalog.warnings),
-        ]
-    )
+    catalog, size = found.catalog, for_people(found.catalog.bytes, Unit.BYTES)
+    rows: list[tuple[str, RenderableType]] = [
+        ("migration", Text(migration.name, style="bold")),
+        ("state", state(found.state)),
+        (
+            "table",
+            Text(f"{catalog.table}, about {found.rows:,} rows, {size} without indexes"),
+        ),
+        ("primary key", Text(", ".join(f"{c.name} {c.type}" for c in catalog.key) or "none")),
+    ]
+    if found.ranges:
+        rows.append(("ranges", f"about {found.ranges:,}, which are {found.ranges:,} Dagster partitions"))
+    rows += [(name, Text(value)) for name, value in found.told]
+    if migration.lifecycle.has(Phase.SWITCH_READS):
+        ramp = " → ".join(f"{p} %" for p in migration.reads.ramp)
+        rows.append(("reads ask", f"flag {migration.flag}: {ramp}"))
+    head = facts([*rows, *(("warning", Text(w, style="yellow")) for w in found.warnings)])
     parts: list[RenderableType] = [head]
     printed: set[str] = set()
-    for phase, listed in steps.items():
+    for phase, listed in found.phases.items():
         parts.append(Text(f"\n{phase}", style="bold underline"))
         for number, step in enumerate(listed, 1):
             parts.append(Text.assemble((f"{number:>3}. ", "dim"), (step.name, "bold")))
@@ -126,7 +113,9 @@ def plan(
             if not step.in_transaction:
                 about.append(("", Text("stands alone, outside a transaction")))
             parts.append(Padding(Group(facts(about), terminal.sql(_once(step.sql, printed))), (0, 0, 1, 5)))
-    following = f"zdm run {migration.name}" if now == State.PLANNED else next_step(migration.name, now)
+    following = next_step(migration, found.state)
+    if found.state == State.PLANNED:
+        following = following.rpartition(", then ")[2]
     parts.append(Text("Nothing was changed. ", style="green").append(f"Next: {following}"))
     return Group(*parts)
 
@@ -164,7 +153,8 @@ def report(done: Report) -> RenderableType:
     if done.rows:
         numbers.append(f"{done.rows:,} rows")
     if done.batches:
-        numbers.append(f"{done.batches:,} batches, {done.rows_per_second:,.0f} rows/s, {size(done.wal_bytes)} WAL")
+        numbers.append(f"{done.batches:,} batches, {done.rows_per_second:,.0f} rows/s")
+        numbers.append(f"{for_people(done.wal_bytes, Unit.BYTES)} WAL")
         numbers.append(f"{done.facts['hot_ratio']:.0%} of the rows in place")
     if done.retries:
         numbers.append(f"{done.retries} retries")
@@ -180,10 +170,11 @@ def hold(name: str, one: Hold) -> Text:
     """A hold: whose, why, since when, and who ends it."""
     owner = "" if holds_.is_signal(one.owner) else f"{one.owner}: "  # a signal's reason names it
     text = Text.assemble((owner, "bold"), one.reason, style="yellow")
-    if one.owner == WINDOW:
+    if one.owner == holds_.WINDOW:
         return text
     whose = ", holds every migration of the database" if one.migration == holds_.EVERY else ""
-    text.append(f" (for {span(max(0.0, (datetime.now(UTC) - one.since).total_seconds()))}{whose})", style="dim")
+    since = max(0.0, (datetime.now(UTC) - one.since).total_seconds())
+    text.append(f" (for {for_people(since, Unit.SECONDS)}{whose})", style="dim")
     text.append(f"; {_end(name, one)}")
     return text
 
@@ -200,8 +191,12 @@ def holds(name: str, standing: Sequence[Hold]) -> RenderableType:
     return facts([("held" if not i else "", hold(name, one)) for i, one in enumerate(standing)])
 
 
-def status(migration: Migration, found: Status, against: Sequence[str]) -> RenderableType:
-    """Where a migration stands."""
+def status(migration: Migration, found: Status, against: Sequence[str] | None) -> RenderableType:
+    """Where a migration stands.
+
+    Args:
+        against: what stands against contract; none: no contract is to come.
+    """
     rows: list[tuple[str, RenderableType]] = [
         ("migration", Text(migration.name, style="bold")),
         ("table", Text(f"{migration.table_name} in database {migration.database}")),
@@ -216,24 +211,24 @@ def status(migration: Migration, found: Status, against: Sequence[str]) -> Rende
         )
         rows.append(("ranges", bar))
     if found.flag is not None:
-        retired = ", retired: the old column is gone" if found.flag.retired else ""
+        retired = f", retired: {kind_of(migration).words(migration).old} is gone" if found.flag.retired else ""
         rows.append(
             ("reads", Text(f"{found.flag.percent} % of keys read the new shape (flag {found.flag.name}{retired})"))
         )
     if found.switched_at is not None:
-        kept = span(migration.contract.confidence_window)
+        kept = as_declared(migration.contract.confidence_window, Unit.SECONDS)
         rows.append(("switched", f"{found.switched_at:%Y-%m-%d %H:%M:%S %Z}, confidence window {kept}"))
     if found.tombstoned_at is not None:
-        kept = span(migration.contract.tombstone_window)
+        kept = as_declared(migration.contract.tombstone_window, Unit.SECONDS)
         rows.append(("tombstoned", f"{found.tombstoned_at:%Y-%m-%d %H:%M:%S %Z}, kept for {kept}"))
     rows += [("writes old", Text(who, style="yellow")) for who in found.stragglers]
-    if found.state != State.CONTRACTED:
+    if against is not None:
         if against:
             rows += [("contract: no" if not i else "", Text(why)) for i, why in enumerate(against)]
         else:
             rows.append(("contract", Text("nothing stands against it but the comparison of rows", style="green")))
     rows += [("events" if not i else "", Text(line, style="dim")) for i, line in enumerate(found.events)]
-    rows.append(("next", Text(next_step(migration.name, found.state))))
+    rows.append(("next", Text(next_step(migration, found.state))))
     return facts(rows)
 
 
@@ -246,7 +241,7 @@ def overview(rows: Sequence[tuple[Migration, Status | str]]) -> Table:
             continue
         stands = state(found.state)
         if found.holds:
-            owners = ", ".join(one.owner.removeprefix(holds_.of_signal("")) for one in found.holds)
+            owners = ", ".join(holds_.short_owner(one.owner) for one in found.holds)
             stands.append(f", held: {owners}", style="yellow")
         table.add_row(
             migration.name,
@@ -254,6 +249,6 @@ def overview(rows: Sequence[tuple[Migration, Status | str]]) -> Table:
             f"{found.ranges_done}/{found.ranges}",
             f"{found.rows_moved:,}",
             f"{found.flag.percent} %" if found.flag else "",
-            Text(next_step(migration.name, found.state)),
+            Text(next_step(migration, found.state)),
         )
     return table

@@ -14,11 +14,12 @@ from zdm_pipelines.cli import show, terminal
 from zdm_pipelines.cli import tune as tune_
 from zdm_pipelines.cli.options import Defs, Every, Json, Name, Owner, one
 from zdm_pipelines.cli.terminal import verb
-from zdm_pipelines.engine import holds
+from zdm_pipelines.model import holds
 from zdm_pipelines.model.errors import StateConflict
 from zdm_pipelines.model.values import Hold
-from zdm_pipelines.phases import pause, status, switch_reads
-from zdm_pipelines.phases import watch as watch_
+from zdm_pipelines.phases import switch_reads
+from zdm_pipelines.verbs import pause, status
+from zdm_pipelines.verbs import watch as watch_
 
 
 @verb
@@ -33,9 +34,9 @@ def pause_(
     json: Json = False,
 ) -> None:
     """Stop a backfill at its next batch, wherever it runs; it waits until the hold is lifted."""
-    _, migration, url = one(defs, name)
-    pause.pause(migration, url, reason=reason or f"paused by {_user()}", owner=owner, every=every)
-    _show_holds(name, watch_.against(migration, url), json=json)
+    context = one(defs, name)
+    pause.pause(context, reason=reason or f"paused by {_user()}", owner=owner, every=every)
+    _show_holds(name, watch_.against(context), json=json)
 
 
 @verb
@@ -43,11 +44,11 @@ def resume(
     name: Name, owner: Owner = holds.OPERATOR, every: Every = False, defs: Defs = None, json: Json = False
 ) -> None:
     """Lift one owner's hold; work goes on when no other stands."""
-    _, migration, url = one(defs, name)
-    if not pause.resume(migration, url, owner=owner, every=every):
-        whom = f"database {migration.database}" if every else name
+    context = one(defs, name)
+    if not pause.resume(context, owner=owner, every=every):
+        whom = f"database {context.migration.database}" if every else name
         terminal.note(f"{owner} had placed no hold on {whom}")
-    _show_holds(name, watch_.against(migration, url), json=json)
+    _show_holds(name, watch_.against(context), json=json)
 
 
 def _user() -> str:
@@ -85,16 +86,16 @@ def tune(
     if reset and settings:
         raise typer.BadParameter("--reset goes without KEY=VALUE: it takes back everything that was tuned")
     wanted = tune_.changes(settings or [])
-    _, migration, url = one(defs, name)
+    context = one(defs, name)
     if reset:
-        pause.reset(migration, url)
+        pause.reset(context)
     elif wanted:
-        pause.tune(migration, url, wanted)
-    now, tuned = pause.settings(migration, url)
+        pause.tune(context, wanted)
+    now, tuned = pause.settings(context)
     if json:
         terminal.as_json({"migration": name, "settings": now.model_dump(mode="json"), "tuned": tuned})
     else:
-        terminal.show(tune_.show(migration, now, tuned))
+        terminal.show(tune_.show(context.migration, now, tuned))
 
 
 @verb
@@ -107,12 +108,14 @@ def flag(
     json: Json = False,
 ) -> None:
     """Show the share of keys that read the new shape, or set it."""
-    _, migration, url = one(defs, name)
+    context = one(defs, name)
     if percent is not None:
-        switch_reads.run(migration, url, percent=percent)
-    found = status.read(migration, url)
+        switch_reads.run(context, percent=percent)
+    found = status.read(context)
     if found.flag is None:
-        raise StateConflict(name, f"is {found.state}: it has no flag", f"next: {show.next_step(name, found.state)}")
+        raise StateConflict(
+            name, f"is {found.state}: it has no flag", f"next: {show.next_step(context.migration, found.state)}"
+        )
     if json:
         terminal.as_json({"migration": name, "state": found.state, **asdict(found.flag)})
     else:

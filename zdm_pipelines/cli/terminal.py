@@ -12,14 +12,13 @@ from datetime import datetime
 from types import FrameType
 from typing import Any, NoReturn, ParamSpec, TypeVar
 
-import psycopg
 import typer
 from rich.console import Console, RenderableType
 from rich.syntax import Syntax
 from rich.text import Text
 
-from zdm_pipelines.dialects.postgres.connection import privilege_problem, safe
 from zdm_pipelines.model.errors import SpecError, ZdmError
+from zdm_pipelines.verbs.failures import as_shown
 
 DONE, FAILED, MISUSED, INTERRUPTED = 0, 1, 2, 130
 
@@ -69,15 +68,15 @@ def verb(command: Callable[P, R]) -> Callable[P, R]:
             fail(str(error), status=MISUSED)
         except ZdmError as error:
             fail(str(error), status=FAILED)
-        except psycopg.errors.InsufficientPrivilege as error:
-            fail(str(privilege_problem(error, "database")), status=FAILED)
-        except psycopg.Error as error:
-            fail(f"database: {safe(error)}; see the server's log, then run it again", status=FAILED)
         except BrokenPipeError:  # the reader has seen enough
             os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
             raise typer.Exit(DONE) from None
         except KeyboardInterrupt:
             fail("stopped", status=INTERRUPTED)
+        except Exception as error:
+            if (shown := as_shown(error)) is None:
+                raise
+            fail(str(shown), status=FAILED)
 
     return guarded
 

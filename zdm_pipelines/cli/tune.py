@@ -13,10 +13,9 @@ from rich.table import Table
 from rich.text import Text
 
 from zdm_pipelines import project
-from zdm_pipelines.engine import tuning
-from zdm_pipelines.engine.tuning import Settings
 from zdm_pipelines.model.errors import SpecError
 from zdm_pipelines.model.migration import Migration
+from zdm_pipelines.model.tuning import Settings, declared_settings
 
 # Of what a run reads, and yet not while it runs.
 _FIXED = {
@@ -87,7 +86,7 @@ def _value(key: str, text: str) -> Any:
 
 def show(migration: Migration, now: Settings, tuned: Mapping[str, Any]) -> RenderableType:
     """Each setting with where it comes from; signals that are not watched share a line."""
-    declared = dict(_rows(tuning.declared(migration)))
+    declared = dict(_rows(declared_settings(migration)))
     table = Table.grid(padding=(0, 2))
     table.add_column(no_wrap=True)
     table.add_column(overflow="fold")

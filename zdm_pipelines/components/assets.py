@@ -1,34 +1,34 @@
 """Assets: one per phase, in the order a migration walks them."""
 
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Generator, Iterator, Sequence
 from contextlib import closing, contextmanager
 from typing import Any
 
 import dagster as dg
 from pydantic import Field
 
-from zdm_pipelines.components import books, continuation, database, describe, keys, metadata, pools, reasons
-from zdm_pipelines.components.database import resource_key
+from zdm_pipelines.changes import kind_of
+from zdm_pipelines.components import books, continuation, describe, keys, metadata, pools, reasons
 from zdm_pipelines.components.failures import readable
 from zdm_pipelines.components.progress import Progress
-from zdm_pipelines.engine.batches import Moved
-from zdm_pipelines.engine.gate import CHECKS
+from zdm_pipelines.components.resources import context_of, resource_key
 from zdm_pipelines.model.errors import DatabaseUnreachable, OutcomeUnknown, RolledBack, StateConflict, Throttled
 from zdm_pipelines.model.migration import Migration
 from zdm_pipelines.model.states import Phase, State
-from zdm_pipelines.phases import backfill, contract, expand, preflight, status, switch_reads, validate
+from zdm_pipelines.model.values import Moved
+from zdm_pipelines.phases import backfill, contract, expand, switch_reads, validate
+from zdm_pipelines.verbs import plan as plan_
+from zdm_pipelines.verbs import status
 
 # Partitions a run takes from a backfill: starting a run costs about as much as ten empty partitions.
 _PARTITIONS_PER_RUN = 100
 
-_CHAIN: tuple[Phase | str, ...] = (keys.PLAN, *Phase)
-
 
 class BackfillConfig(dg.Config):
-    """How rows are moved."""
+    """How rows are worked on."""
 
     repair: bool = Field(
-        default=False, description="Take rows that disagree from the old column, also in ranges that are done."
+        default=False, description="Take rows that disagree from the old shape, also in ranges that are done."
     )
 
 
@@ -45,27 +45,21 @@ class SwitchReadsConfig(dg.Config):
 
     percent: int | None = Field(
         default=None,
-        description="Share of keys that read the new column, 0 to 100; default: the next stage of the ramp.",
+        description="Share of keys that read the new shape, 0 to 100; default: the next stage of the ramp.",
     )
 
 
 def of_migration(migration: Migration) -> list[dg.AssetsDefinition]:
-    """The chain of assets of a migration."""
-    return [
-        _plan(migration),
-        _expand(migration),
-        _backfill(migration),
-        _validate(migration),
-        _switch_reads(migration),
-        _contract(migration),
-    ]
+    """The chain of assets of a migration: the plan, and one for each phase that its kind has."""
+    return [_BUILDERS[phase](migration) for phase in keys.chain(migration)]
 
 
 def _spec(migration: Migration, phase: Phase | str, **more: Any) -> dg.AssetSpec:
-    place = _CHAIN.index(phase)
+    chain = keys.chain(migration)
+    place = chain.index(phase)
     return dg.AssetSpec(
         keys.asset_key(migration, phase),
-        deps=[keys.asset_key(migration, _CHAIN[place - 1])] if place else [],
+        deps=[keys.asset_key(migration, chain[place - 1])] if place else [],
         description=describe.asset(migration, phase),
         group_name=migration.name,
         kinds={"postgres"},
@@ -87,22 +81,19 @@ def _plan(migration: Migration) -> dg.AssetsDefinition:
     @dg.multi_asset(specs=[_spec(migration, keys.PLAN)], **_common(migration, keys.PLAN))
     def plan(context: dg.AssetExecutionContext) -> Iterator[dg.MaterializeResult[None]]:
         with readable():
-            url = database.of(context, migration).url()
-            now = status.read(migration, url).state
-            if now == State.CONTRACTED:
+            work = context_of(context, migration)
+            if status.read(work).state == State.CONTRACTED:
                 raise StateConflict(migration.name, "is contracted", "there is nothing left to plan")
-            catalog = preflight.catalog_of(url, migration)
-            steps = preflight.plan(migration, catalog)
-            rows = preflight.size(url, catalog)
+            read = plan_.read(work)
         found: metadata.Metadata = {
-            "plan": metadata.plan(steps),
-            "sql": metadata.statements(steps),
-            "state": str(now),
-            "rows_estimated": rows,
-            "table_bytes": catalog.bytes,
+            "plan": metadata.plan(read.phases),
+            "sql": metadata.statements(read.phases),
+            "state": str(read.state),
+            "rows_estimated": read.rows,
+            "table_bytes": read.catalog.bytes,
         }
-        if catalog.warnings:
-            found["warnings"] = metadata.bullets(catalog.warnings)
+        if read.warnings:
+            found["warnings"] = metadata.bullets(read.warnings)
         yield dg.MaterializeResult(asset_key=keys.asset_key(migration, keys.PLAN), metadata=found)
 
     return plan
@@ -115,10 +106,10 @@ def _expand(migration: Migration) -> dg.AssetsDefinition:
     def expand_(context: dg.AssetExecutionContext) -> Iterator[dg.MaterializeResult[None]]:
         pools.begin(context.instance, migration)
         with readable():
-            url = database.of(context, migration).url()
-            report = expand.run(migration, url, look=preflight.look, tell=context.log.info)
-            ranges = status.of_ranges(migration, url)
-            steps = preflight.plan(migration, preflight.catalog_of(url, migration))
+            work = context_of(context, migration)
+            report = expand.run(work)
+            ranges = status.read_ranges(work)
+            steps = plan_.read(work).phases
         for line in books.correct(context.instance, migration, report.state, ranges):
             context.log.info(line)
         for warning in report.facts["warnings"]:
@@ -136,15 +127,24 @@ def _expand(migration: Migration) -> dg.AssetsDefinition:
 
 
 def _backfill(migration: Migration) -> dg.AssetsDefinition:
-    key = keys.asset_key(migration, Phase.BACKFILL)
+    return _row_work(migration, Phase.BACKFILL, backfill.run)
+
+
+def _row_work(migration: Migration, phase: Phase, work_on: Callable[..., Generator[Moved]]) -> dg.AssetsDefinition:
+    """The asset of the phase that works on rows: one partition per range.
+
+    Args:
+        work_on: gives one outcome per range; closed, it stops at the next batch.
+    """
+    key = keys.asset_key(migration, phase)
 
     @dg.multi_asset(
-        specs=[_spec(migration, Phase.BACKFILL, partitions_def=keys.partitions(migration))],
+        specs=[_spec(migration, phase, partitions_def=keys.partitions(migration))],
         backfill_policy=dg.BackfillPolicy.multi_run(max_partitions_per_run=_PARTITIONS_PER_RUN),
         pool=keys.pool(migration),
-        **_common(migration, Phase.BACKFILL),
+        **_common(migration, phase),
     )
-    def backfill_(context: dg.AssetExecutionContext, config: BackfillConfig) -> Iterator[dg.AssetMaterialization]:
+    def row_work(context: dg.AssetExecutionContext, config: BackfillConfig) -> Iterator[dg.AssetMaterialization]:
         continuation.mark(context.instance, context.run, migration)
         pools.begin(context.instance, migration)  # expanded from the command line, it has none yet
         done: set[str] = set()
@@ -160,29 +160,26 @@ def _backfill(migration: Migration) -> dg.AssetsDefinition:
 
         wanted = list(context.partition_keys)
         with readable(), _handing_over(context, migration, wanted, done):
-            url = database.of(context, migration).url()
+            work = context_of(context, migration)
             attempt = continuation.attempt(context.run)
             if attempt is None:
-                attempt = backfill.attempt_of(migration, url)
+                attempt = backfill.attempt_of(work)
                 continuation.begin_attempt(context.instance, context.run, attempt)
-            ranges = status.of_ranges(migration, url)
+            ranges = status.read_ranges(work)
             if continuation.is_second_try(context.run) and not config.repair:
                 missing = set(books.missing_ranges(context.instance, migration, ranges))
                 missing |= {r.range.partition for r in ranges if not r.done}
                 wanted[:] = [partition for partition in wanted if partition in missing]
             bounds = {r.range.partition: r.range for r in ranges}
-            moving = backfill.run(
-                migration,
-                url,
-                database=database.of(context, migration).declared(),
+            statement = plan_.read(work).phases[phase][0].sql
+            moving = work_on(
+                work,
                 partitions=wanted,
                 repair=config.repair,
                 run_id=context.run.run_id,
                 attempt=attempt,
-                tell=context.log.info,
                 batch=batch,
             )
-            statement = backfill.plan(migration, preflight.catalog_of(url, migration))[0].sql
             # An interrupted run closes the generator, which ends the workers at their next batch.
             with closing(moving):
                 for moved in moving:
@@ -193,7 +190,7 @@ def _backfill(migration: Migration) -> dg.AssetsDefinition:
                     )
                     done.add(moved.partition)
 
-    return backfill_
+    return row_work
 
 
 @contextmanager
@@ -234,7 +231,7 @@ def _handing_over(
             f"against writing, as run {', '.join(queued) or 'queued already'}"
         )
         context.log.info("%s", told)
-        context.log_event(dg.AssetObservation(keys.asset_key(migration, Phase.BACKFILL), description=told))
+        context.log_event(dg.AssetObservation(keys.row_key(migration), description=told))
 
 
 def _validate(migration: Migration) -> dg.AssetsDefinition:
@@ -243,7 +240,8 @@ def _validate(migration: Migration) -> dg.AssetsDefinition:
     @dg.multi_asset(
         specs=[_spec(migration, Phase.VALIDATE)],
         check_specs=[
-            dg.AssetCheckSpec(name, asset=key, description=describe.CHECKS[name], blocking=True) for name in CHECKS
+            dg.AssetCheckSpec(name, asset=key, description=text, blocking=True)
+            for name, text in kind_of(migration).words(migration).checks.items()
         ],
         pool=keys.pool(migration),
         **_common(migration, Phase.VALIDATE),
@@ -252,13 +250,7 @@ def _validate(migration: Migration) -> dg.AssetsDefinition:
         context: dg.AssetExecutionContext, config: ValidateConfig
     ) -> Iterator[dg.MaterializeResult[None] | dg.AssetCheckResult]:
         with readable():
-            report = validate.run(
-                migration,
-                database.of(context, migration).url(),
-                full=config.full,
-                tell=context.log.info,
-                compared=_comparing(context),
-            )
+            report = validate.run(context_of(context, migration), full=config.full, compared=_comparing(context))
         results = [
             dg.AssetCheckResult(
                 asset_key=key,
@@ -291,9 +283,7 @@ def _switch_reads(migration: Migration) -> dg.AssetsDefinition:
         context: dg.AssetExecutionContext, config: SwitchReadsConfig
     ) -> Iterator[dg.MaterializeResult[None]]:
         with readable():
-            report = switch_reads.run(
-                migration, database.of(context, migration).url(), percent=config.percent, tell=context.log.info
-            )
+            report = switch_reads.run(context_of(context, migration), percent=config.percent)
         yield dg.MaterializeResult(
             asset_key=keys.asset_key(migration, Phase.SWITCH_READS),
             metadata=metadata.of_report(report)
@@ -308,21 +298,28 @@ def _switch_reads(migration: Migration) -> dg.AssetsDefinition:
 
 
 def _contract(migration: Migration) -> dg.AssetsDefinition:
-    key = keys.asset_key(migration, Phase.CONTRACT)
+    if migration.lifecycle.row_phase is Phase.CONTRACT:
+        return _row_work(migration, Phase.CONTRACT, contract.destroy)
+    return _last(migration, Phase.CONTRACT)
 
-    @dg.multi_asset(
-        specs=[_spec(migration, Phase.CONTRACT)], pool=keys.pool(migration), **_common(migration, Phase.CONTRACT)
-    )
+
+def _drop(migration: Migration) -> dg.AssetsDefinition:
+    """What is left after row work that destroys: the tombstone goes, in a run of its own."""
+    return _last(migration, keys.DROP)
+
+
+def _last(migration: Migration, phase: Phase | str) -> dg.AssetsDefinition:
+    key = keys.asset_key(migration, phase)
+
+    @dg.multi_asset(specs=[_spec(migration, phase)], pool=keys.pool(migration), **_common(migration, phase))
     def contract_(
         context: dg.AssetExecutionContext,
     ) -> Iterator[dg.MaterializeResult[None] | dg.AssetObservation]:
         with readable():
-            url = database.of(context, migration).url()
+            work = context_of(context, migration)
             report = contract.run(
-                migration,
-                url,
-                more_reasons=reasons.against_contract(context.instance, migration, status.of_ranges(migration, url)),
-                tell=context.log.info,
+                work,
+                more_reasons=reasons.against_contract(context.instance, migration, status.read_ranges(work)),
                 compared=_comparing(context),
             )
         context.log.info(report.summary)
@@ -333,3 +330,14 @@ def _contract(migration: Migration) -> dg.AssetsDefinition:
             yield dg.AssetObservation(key, description=report.summary, metadata=metadata.of_report(report))
 
     return contract_
+
+
+_BUILDERS: dict[Phase | str, Callable[[Migration], dg.AssetsDefinition]] = {
+    keys.PLAN: _plan,
+    Phase.EXPAND: _expand,
+    Phase.BACKFILL: _backfill,
+    Phase.VALIDATE: _validate,
+    Phase.SWITCH_READS: _switch_reads,
+    Phase.CONTRACT: _contract,
+    keys.DROP: _drop,
+}

@@ -10,25 +10,11 @@ from collections.abc import Collection, Sequence
 
 import dagster as dg
 
-from zdm_pipelines.components import keys
+from zdm_pipelines.components import dagster_internals, keys
 from zdm_pipelines.components.metadata import of_progress
 from zdm_pipelines.model.migration import Migration
-from zdm_pipelines.model.states import Phase, State
+from zdm_pipelines.model.states import State
 from zdm_pipelines.model.values import RangeProgress
-
-# What is true of each state: the phases whose work stands. Backfill is judged range by range.
-_STANDS: dict[State, frozenset[Phase]] = {
-    State.PLANNED: frozenset(),
-    State.ROLLED_BACK: frozenset(),
-    State.EXPANDED: frozenset({Phase.EXPAND}),
-    State.BACKFILLING: frozenset({Phase.EXPAND}),
-    State.BACKFILLED: frozenset({Phase.EXPAND}),
-    State.VALIDATED: frozenset({Phase.EXPAND, Phase.VALIDATE}),
-    State.SWITCHING: frozenset({Phase.EXPAND, Phase.VALIDATE, Phase.SWITCH_READS}),
-    State.SWITCHED: frozenset({Phase.EXPAND, Phase.VALIDATE, Phase.SWITCH_READS}),
-    State.TOMBSTONED: frozenset({Phase.EXPAND, Phase.VALIDATE, Phase.SWITCH_READS}),
-    State.CONTRACTED: frozenset({Phase.EXPAND, Phase.VALIDATE, Phase.SWITCH_READS, Phase.CONTRACT}),
-}
 
 
 def correct(
@@ -41,22 +27,26 @@ def correct(
     """
     told = []
     known = set(instance.get_asset_keys(prefix=[migration.name]))
+    # The phase that works on rows is judged range by range.
+    stand = migration.lifecycle.stands(state) | {migration.lifecycle.row_phase}
     undone = [
         key
-        for phase in Phase
-        if phase not in _STANDS[state] | {Phase.BACKFILL} and (key := keys.asset_key(migration, phase)) in known
+        for phase in migration.lifecycle.phases
+        if phase not in stand and (key := keys.asset_key(migration, phase)) in known
     ]
     if undone:
         instance.wipe_assets(undone)
         told.append("no longer materialized: " + ", ".join(key.path[-1] for key in undone))
+    if migration.lifecycle.row_phase is None:
+        return told
     told += _forget_ranges(instance, migration, ranges)
     told += list_ranges(instance, migration, [r.range.partition for r in ranges])
     return told
 
 
 def _forget_ranges(instance: dg.DagsterInstance, migration: Migration, ranges: Sequence[RangeProgress]) -> list[str]:
-    key = keys.asset_key(migration, Phase.BACKFILL)
-    materialized = instance.get_materialized_partitions(key)
+    key = keys.row_key(migration)
+    materialized = set(dagster_internals.materialized_partitions(instance, key))
     done = {r.range.partition: r for r in ranges if r.done}
     wrong = materialized - done.keys()
     if not wrong:
@@ -66,7 +56,7 @@ def _forget_ranges(instance: dg.DagsterInstance, migration: Migration, ranges: S
         instance.report_runless_asset_event(
             dg.AssetMaterialization(key, partition=partition, metadata=of_progress(done[partition]))
         )
-    return [f"no longer materialized: {len(wrong)} ranges of backfill"]
+    return [f"no longer materialized: {len(wrong)} ranges of {key.path[-1]}"]
 
 
 def list_ranges(instance: dg.DagsterInstance, migration: Migration, wanted: Sequence[str]) -> list[str]:
@@ -95,5 +85,5 @@ def materialized(instance: dg.DagsterInstance, key: dg.AssetKey) -> int | None:
 
 def missing_ranges(instance: dg.DagsterInstance, migration: Migration, ranges: Collection[RangeProgress]) -> list[str]:
     """Ranges that Dagster has no materialization of, in key order."""
-    seen = instance.get_materialized_partitions(keys.asset_key(migration, Phase.BACKFILL))
+    seen = dagster_internals.materialized_partitions(instance, keys.row_key(migration))
     return [r.range.partition for r in ranges if r.range.partition not in seen]

@@ -6,19 +6,13 @@ follows from the run that it continues, so that however often and by whomever it
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator, Sequence
-from typing import Any, cast
 from uuid import UUID, uuid5
 
 import dagster as dg
-from dagster._core.errors import DagsterRunAlreadyExists
-from dagster._core.execution.backfill import BulkActionsFilter, BulkActionStatus
-from dagster._core.run_coordinator import QueuedRunCoordinator
 
-from zdm_pipelines.components import keys
+from zdm_pipelines.components import dagster_internals, keys
 from zdm_pipelines.model.migration import Migration
-from zdm_pipelines.model.states import Phase
 
 MIGRATION = "zdm/migration"
 PHASE = "zdm/phase"
@@ -35,7 +29,7 @@ _BACKFILL = "dagster/backfill"
 _MAX_RETRIES = "dagster/max_retries"
 _PRIORITY = "dagster/priority"
 
-# Of the run, not of its work.
+# What these tags say is true of one run only: a run that goes on with its work must not carry them.
 _OWN_TAGS = (
     ENDED, REASON, LEFT, CONTINUES, _START, _END, _PARTITION,
     "dagster/will_retry", "dagster/retry_number", "dagster/auto_retry_run_id", "dagster/run_failure_reason",
@@ -52,12 +46,13 @@ def mark(instance: dg.DagsterInstance, run: dg.DagsterRun, migration: Migration)
     Ranges that are done are passed over then. Needs `run_retries` in dagster.yaml.
     """
     if ENDED in run.tags:  # a paused run that somebody executes again hands its tags on
-        instance.add_run_tags(run.run_id, {ENDED: "", REASON: "", LEFT: ""})
-    instance.add_run_tags(
-        run.run_id,
+        dagster_internals.tag_run(instance, run, {ENDED: "", REASON: "", LEFT: ""})
+    dagster_internals.tag_run(
+        instance,
+        run,
         {
             MIGRATION: migration.name,
-            PHASE: str(Phase.BACKFILL),
+            PHASE: str(migration.lifecycle.row_phase),
             # What goes on with this run goes before what was queued behind it: validate, say.
             _PRIORITY: run.tags.get(_PRIORITY, "1"),
             _MAX_RETRIES: _RETRIES,
@@ -74,7 +69,7 @@ def attempt(run: dg.DagsterRun) -> int | None:
 
 def begin_attempt(instance: dg.DagsterInstance, run: dg.DagsterRun, number: int) -> None:
     """Say which attempt it is, for those who go on with the run."""
-    instance.add_run_tags(run.run_id, {ATTEMPT: str(number)})
+    dagster_internals.tag_run(instance, run, {ATTEMPT: str(number)})
 
 
 def is_second_try(run: dg.DagsterRun) -> bool:
@@ -84,23 +79,23 @@ def is_second_try(run: dg.DagsterRun) -> bool:
 
 def can_hand_over(instance: dg.DagsterInstance) -> bool:
     """Whether this instance has a queue in which a continuation can wait."""
-    return isinstance(instance.run_coordinator, QueuedRunCoordinator)
+    return dagster_internals.has_queue(instance)
 
 
 def paused(instance: dg.DagsterInstance, run: dg.DagsterRun, reason: str) -> None:
     """Say that a run ends as paused. Should it die before it has handed over, Dagster starts it again."""
     short = reason if len(reason) <= _LONGEST_TAG else reason[: _LONGEST_TAG - 1] + "…"
-    instance.add_run_tags(run.run_id, {ENDED: "paused", REASON: short, LEFT: "yes"})
+    dagster_internals.tag_run(instance, run, {ENDED: "paused", REASON: short, LEFT: "yes"})
 
 
 def queued(instance: dg.DagsterInstance, run: dg.DagsterRun) -> None:
     """Say that what a paused run left is queued: from here on it is not started again."""
-    instance.add_run_tags(run.run_id, {LEFT: "queued", _MAX_RETRIES: "0"})
+    dagster_internals.tag_run(instance, run, {LEFT: "queued", _MAX_RETRIES: "0"})
 
 
 def rolled_back(instance: dg.DagsterInstance, run: dg.DagsterRun) -> None:
     """Say that a run ends because the migration was rolled back since it was launched."""
-    instance.add_run_tags(run.run_id, {ENDED: "rolled back", _MAX_RETRIES: "0"})
+    dagster_internals.tag_run(instance, run, {ENDED: "rolled back", _MAX_RETRIES: "0"})
 
 
 def left(instance: dg.DagsterInstance, migration: Migration) -> list[dg.DagsterRun]:
@@ -108,19 +103,18 @@ def left(instance: dg.DagsterInstance, migration: Migration) -> list[dg.DagsterR
 
     What Dagster starts again, or somebody cancelled, is not gone on with.
     """
-    found = instance.get_runs(filters=dg.RunsFilter(tags={MIGRATION: migration.name, LEFT: "yes"}), limit=100)
-    return [run for run in found if run.is_finished and not (_is_retried(run) or _cancelled(instance, run))]
-
-
-def _is_retried(run: dg.DagsterRun) -> bool:
-    return "dagster/auto_retry_run_id" in run.tags or run.is_complete_and_waiting_to_retry
+    found = dagster_internals.find_runs(instance, {MIGRATION: migration.name, LEFT: "yes"}, limit=100)
+    return [
+        run
+        for run in found
+        if run.is_finished and not (dagster_internals.will_be_retried(run) or _cancelled(instance, run))
+    ]
 
 
 def _cancelled(instance: dg.DagsterInstance, run: dg.DagsterRun) -> bool:
-    backfill = instance.get_backfill(run.tags[_BACKFILL]) if _BACKFILL in run.tags else None
-    return run.status == dg.DagsterRunStatus.CANCELED or (
-        backfill is not None and backfill.status in (BulkActionStatus.CANCELED, BulkActionStatus.CANCELING)
-    )
+    if run.status == dg.DagsterRunStatus.CANCELED:
+        return True
+    return _BACKFILL in run.tags and dagster_internals.is_backfill_cancelled(instance, run.tags[_BACKFILL])
 
 
 def cancel(instance: dg.DagsterInstance, migration: Migration) -> list[str]:
@@ -129,18 +123,12 @@ def cancel(instance: dg.DagsterInstance, migration: Migration) -> list[str]:
     Before its partitions are removed: the daemon cannot even cancel a backfill whose partitions are gone.
     """
     told = []
-    tags = {MIGRATION: migration.name, PHASE: str(Phase.BACKFILL)}
-    for run in instance.get_runs(filters=dg.RunsFilter(tags=tags, statuses=[dg.DagsterRunStatus.QUEUED])):
-        instance.run_coordinator.cancel_run(run.run_id)
+    tags = {MIGRATION: migration.name, PHASE: str(migration.lifecycle.row_phase)}
+    for run in dagster_internals.find_runs(instance, tags, statuses=[dg.DagsterRunStatus.QUEUED]):
+        dagster_internals.cancel_queued_run(instance, run.run_id)
         told.append(f"run {run.run_id} is taken out of the queue")
-    mine = [keys.asset_key(migration, Phase.BACKFILL)]
-    for backfill in instance.get_backfills(filters=BulkActionsFilter(statuses=[BulkActionStatus.REQUESTED])):
-        if list(backfill.asset_selection or []) == mine:
-            ended = backfill.with_status(BulkActionStatus.CANCELED)  # type: ignore[no-untyped-call]
-            ended = ended.with_end_timestamp(time.time())
-            instance.update_backfill(ended)
-            told.append(f"backfill {backfill.backfill_id} is cancelled")
-    return told
+    cancelled = dagster_internals.cancel_backfills(instance, keys.row_key(migration))
+    return told + [f"backfill {backfill_id} is cancelled" for backfill_id in cancelled]
 
 
 def remaining(instance: dg.DagsterInstance, run: dg.DagsterRun, partitions: Sequence[str]) -> list[str]:
@@ -155,12 +143,7 @@ def remaining(instance: dg.DagsterInstance, run: dg.DagsterRun, partitions: Sequ
         wanted = list(partitions[partitions.index(run.tags[_START]) : partitions.index(run.tags[_END]) + 1])
     else:
         return []  # its ranges were cut anew
-    records = instance.get_records_for_run(run.run_id, of_type=dg.DagsterEventType.ASSET_MATERIALIZATION).records
-    done = {
-        materialization.partition
-        for record in records
-        if (materialization := record.event_log_entry.asset_materialization) is not None
-    }
+    done = dagster_internals.partitions_materialized_by(instance, run)
     return [partition for partition in wanted if partition not in done]
 
 
@@ -170,7 +153,7 @@ def continue_run(
     wanted: Sequence[str],
     *,
     partitions: Sequence[str],
-    asset_graph: Any,
+    asset_graph: dagster_internals.AssetGraph,
 ) -> list[str]:
     """Queue what is left of a run, unless it is queued already; gives the ids of the runs that were queued.
 
@@ -185,10 +168,10 @@ def continue_run(
         run_id = str(uuid5(UUID(run.run_id), first))
         found = instance.get_run_by_id(run_id)
         if found is None:
-            found = _create(instance, run, run_id, first, last, asset_graph)
+            tags = _tags_of_continuation(run, first, last)
+            found = dagster_internals.copy_run(instance, run, run_id=run_id, tags=tags, asset_graph=asset_graph)
         if found.status == dg.DagsterRunStatus.NOT_STARTED:
-            # The queue asks for no workspace: only launching needs one, and the daemon launches.
-            instance.submit_run(run_id, cast(Any, None))
+            dagster_internals.submit_run(instance, run_id)
             queued.append(run_id)
     return queued
 
@@ -206,39 +189,10 @@ def _stretches(wanted: Sequence[str], partitions: Sequence[str]) -> Iterator[tup
         yield stretch[0], stretch[-1]
 
 
-def _create(
-    instance: dg.DagsterInstance, run: dg.DagsterRun, run_id: str, first: str, last: str, asset_graph: Any
-) -> dg.DagsterRun:
+def _tags_of_continuation(run: dg.DagsterRun, first: str, last: str) -> dict[str, str]:
     tags = {name: value for name, value in run.tags.items() if name not in _OWN_TAGS}
     tags |= {CONTINUES: run.run_id, _MAX_RETRIES: _RETRIES}
-    tags |= {_PARTITION: first} if _PARTITION in run.tags else {_START: first, _END: last}
-    try:
-        return instance.create_run(
-            job_name=run.job_name,
-            run_id=run_id,
-            run_config=run.run_config,
-            status=dg.DagsterRunStatus.NOT_STARTED,
-            tags=tags,
-            root_run_id=None,
-            parent_run_id=None,
-            step_keys_to_execute=run.step_keys_to_execute,
-            execution_plan_snapshot=instance.get_execution_plan_snapshot(run.execution_plan_snapshot_id)
-            if run.execution_plan_snapshot_id
-            else None,
-            job_snapshot=instance.get_job_snapshot(run.job_snapshot_id) if run.job_snapshot_id else None,
-            parent_job_snapshot=None,
-            asset_selection=run.asset_selection,
-            asset_check_selection=run.asset_check_selection,
-            resolved_op_selection=run.resolved_op_selection,
-            op_selection=run.op_selection,
-            remote_job_origin=run.remote_job_origin,
-            job_code_origin=run.job_code_origin,
-            asset_graph=asset_graph,
-        )
-    except DagsterRunAlreadyExists:
-        found = instance.get_run_by_id(run_id)
-        assert found is not None  # somebody was faster by a moment
-        return found
+    return tags | ({_PARTITION: first} if _PARTITION in run.tags else {_START: first, _END: last})
 
 
 def missing(instance: dg.DagsterInstance, run: dg.DagsterRun, partitions: Sequence[str]) -> list[str]:
@@ -247,7 +201,7 @@ def missing(instance: dg.DagsterInstance, run: dg.DagsterRun, partitions: Sequen
     if not left:
         return []
     taken: set[str] = set()
-    for other in instance.get_runs(filters=dg.RunsFilter(tags={CONTINUES: run.run_id})):
+    for other in dagster_internals.find_runs(instance, {CONTINUES: run.run_id}):
         if other.status == dg.DagsterRunStatus.NOT_STARTED:
             continue  # created, and then its creator died: to be submitted
         first = other.tags.get(_PARTITION) or other.tags[_START]

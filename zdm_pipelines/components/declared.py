@@ -1,26 +1,48 @@
-"""Declared: find other declarations of the project, and say where in a file something stands."""
+"""Declared: components whose `attributes` are a class of the model, and the look-up of what else a project declares."""
 
 from __future__ import annotations
 
-from typing import TypeVar
+from abc import abstractmethod
+from typing import Any, ClassVar, Generic, Self, TypeVar
 
 import dagster as dg
-from dagster.components.core.decl import YamlBackedComponentDecl
+from pydantic import BaseModel
 
-C = TypeVar("C", bound=dg.Component)
+from zdm_pipelines.components import dagster_internals
 
-
-def component_of(context: dg.ComponentLoadContext, kind: type[C]) -> list[C]:
-    """Every component of that kind in the project."""
-    return context.component_tree.get_all_components(of_type=kind)
+D = TypeVar("D", bound=BaseModel)
 
 
-def where(context: dg.ComponentLoadContext, attribute: str) -> str:
-    """File and line of an attribute, for messages."""
-    decl = context.component_decl
-    if isinstance(decl, YamlBackedComponentDecl) and decl.source_tree is not None:
-        document = decl.source_tree.source_position_tree
-        attributes = document.children.get("attributes", document)
-        position = attributes.children.get(attribute, attributes).position
-        return f"{position.filename}:{position.start.line}"
-    return str(context.component_loc)
+class DeclaredComponent(dg.Component, Generic[D]):
+    """A component whose YAML is read by a class of the model, which the command line reads it with too."""
+
+    produces: ClassVar[list[str]]  # kinds of definitions, for lists of components
+
+    def __init__(self, declared: D) -> None:
+        self.declared = declared
+
+    @classmethod
+    @abstractmethod
+    def get_model_cls(cls) -> type[D]:
+        """The schema of `attributes`."""
+
+    @classmethod
+    def get_spec(cls) -> dg.ComponentTypeSpec:
+        """What is shown in lists of components."""
+        return dg.ComponentTypeSpec(description=cls.__doc__, produces=cls.produces)
+
+    @classmethod
+    def load(cls, attributes: BaseModel | None, context: dg.ComponentLoadContext) -> Self:
+        """The component of a validated declaration."""
+        assert isinstance(attributes, cls.get_model_cls())  # the schema has required keys
+        return cls(attributes)
+
+
+def declarations(context: dg.ComponentLoadContext, model: type[D]) -> list[D]:
+    """Everything that the project declares of one class of the model, whichever component reads it.
+
+    So a database's component finds migrations, and a migration's finds databases, and neither imports the other.
+    """
+    # The class is only asked for; nothing makes an instance of an abstract class.
+    components: list[DeclaredComponent[Any]] = dagster_internals.components_of(context, DeclaredComponent)  # type: ignore[type-abstract]
+    return [component.declared for component in components if isinstance(component.declared, model)]

@@ -4,17 +4,12 @@ from __future__ import annotations
 
 import yaml
 
-from zdm_pipelines.components.keys import PLAN
+from zdm_pipelines.changes import kind_of
+from zdm_pipelines.components.keys import DROP, PLAN
+from zdm_pipelines.model.lifecycle import Need
 from zdm_pipelines.model.migration import Migration
 from zdm_pipelines.model.states import Phase
-
-
-def span(seconds: float) -> str:
-    """Seconds as they are declared: 7d, 25h, 250ms."""
-    for unit, size in (("d", 86400), ("h", 3600), ("m", 60), ("s", 1)):
-        if seconds % size == 0 and (seconds >= size or unit == "s"):
-            return f"{seconds / size:.0f}{unit}"
-    return f"{seconds * 1000:g}ms"
+from zdm_pipelines.model.units import Unit, as_declared
 
 
 def change(migration: Migration) -> str:
@@ -34,30 +29,21 @@ def _plan(m: Migration) -> str:
 
 
 def _expand(m: Migration) -> str:
-    return (
-        f"Adds `{m.change.new.name}` to `{m.table_name}` and a trigger that keeps it and `{m.change.old}` in sync "
-        "whichever the application writes, in one short transaction. Then cuts the table into ranges: the partitions "
-        "of backfill."
-    )
+    return "Then cuts the table into ranges: the partitions of the row work." if m.lifecycle.row_phase else ""
 
 
-def _backfill(m: Migration) -> str:
+def _ranges(m: Migration) -> str:
+    """What holds for all row work."""
     return (
-        f"Moves the rows that were there before, range by range (one partition each, about "
-        f"{m.backfill.range_rows:,} rows), in transactions of at most {m.backfill.batch_rows:,} rows. Waits while the "
-        "database is under strain. What the application wrote is never overwritten. Cancelled or killed, it goes on "
-        "from its checkpoint when materialized again. Run configuration `repair: true` takes rows that disagree from "
-        "the old column."
+        f"Works range by range (one partition each, about {m.backfill.range_rows:,} rows), in transactions of at most "
+        f"{m.backfill.batch_rows:,} rows. Waits while the database is under strain. Cancelled or killed, it goes on "
+        "from its checkpoint when materialized again."
     )
 
 
 def _validate(m: Migration) -> str:
-    not_null = ", `NOT NULL` included" if not m.change.new.nullable else ""
-    return (
-        f"Proves for every row that `{m.change.old}` and `{m.change.new.name}` agree, then gives the new column the "
-        f"constraints and indexes of the old{not_null}. When a check fails, nothing is materialized and "
-        "the failure names the ranges to materialize again."
-    )
+    again = " and the failure names the ranges to materialize again" if m.lifecycle.row_phase else ""
+    return f"When a check fails, nothing is materialized{again}."
 
 
 def _switch_reads(m: Migration) -> str:
@@ -69,31 +55,42 @@ def _switch_reads(m: Migration) -> str:
 
 
 def _contract(m: Migration) -> str:
-    windows = m.contract
+    asks = "asks Dagster and the database for every reason against it, and changes nothing when there is one"
+    if m.lifecycle.row_phase is Phase.CONTRACT:
+        return f"Each run {asks}. {_ranges(m)}"
+    if Need.TOMBSTONE not in m.lifecycle.needs:
+        return f"It {asks}."
+    confidence, straggler, kept = (
+        as_declared(window, Unit.SECONDS)
+        for window in (m.contract.confidence_window, m.contract.straggler_window, m.contract.tombstone_window)
+    )
+    since = ""
+    if Need.READS in m.lifecycle.needs:
+        since = f" once all reads are switched for {confidence} and nobody wrote the old shape for {straggler}"
     return (
-        f"Takes `{m.change.old}` away, in two runs. The first renames it out of sight once all reads are switched for "
-        f"{span(windows.confidence_window)} and nobody wrote it for {span(windows.straggler_window)}; the second drops "
-        f"it, {span(windows.tombstone_window)} later at the earliest. The asset is materialized when it is dropped. "
-        "Both runs ask Dagster and the database for every reason against it, and change nothing when there is one."
+        f"In two runs: the first puts it out of sight{since}; the second drops it, {kept} later at the earliest. The "
+        f"asset is materialized when it is dropped. Each run {asks}."
     )
 
 
-_TEXTS = {
+def _drop(m: Migration) -> str:
+    kept = as_declared(m.contract.tombstone_window, Unit.SECONDS)
+    return f"Ends the migration, {kept} after the last row went at the earliest."
+
+
+_GENERAL = {
     PLAN: _plan,
     Phase.EXPAND: _expand,
-    Phase.BACKFILL: _backfill,
+    Phase.BACKFILL: _ranges,
     Phase.VALIDATE: _validate,
     Phase.SWITCH_READS: _switch_reads,
     Phase.CONTRACT: _contract,
-}
-
-CHECKS = {
-    "parity": "Old and new agree for every row.",
-    "backfill_complete": "Every range is done and no row is left to be moved.",
-    "constraints_valid": "The constraints and indexes of the old column stand on the new one and are valid.",
+    DROP: _drop,
 }
 
 
 def asset(migration: Migration, phase: Phase | str) -> str:
-    """What an asset is, with the declared change."""
-    return f"{_TEXTS[phase](migration)}\n\n{change(migration)}"
+    """What an asset is: what its kind says, what holds for every kind, and the declared change."""
+    own = kind_of(migration).words(migration).phases.get(phase, "") if isinstance(phase, Phase) else ""
+    said = " ".join(part for part in (own, _GENERAL[phase](migration)) if part)
+    return f"{said}\n\n{change(migration)}"

@@ -8,8 +8,8 @@ from typing import Any
 import dagster as dg
 
 from zdm_pipelines.components import keys
-from zdm_pipelines.components.database import resource_key
 from zdm_pipelines.components.failures import readable
+from zdm_pipelines.components.resources import resource_key
 from zdm_pipelines.model.migration import Migration
 
 

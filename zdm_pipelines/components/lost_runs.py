@@ -12,10 +12,10 @@ from collections.abc import Sequence
 
 import dagster as dg
 
-from zdm_pipelines.components import continuation
+from zdm_pipelines.components import continuation, dagster_internals
 from zdm_pipelines.model.errors import ZdmError
 from zdm_pipelines.model.migration import Database, Migration
-from zdm_pipelines.phases import watch
+from zdm_pipelines.verbs import Context, watch
 
 _EVERY = 20  # seconds
 _LOST_AFTER = 60.0  # seconds without a session: a database that restarts takes all sessions with it for a moment
@@ -43,8 +43,9 @@ def of_database(database: Database, migrations: Sequence[Migration]) -> dg.Senso
             if not runs:
                 continue
             try:
-                life = watch.life(migration, database.url(), list(runs))
-                held = bool(watch.against(migration, database.url()))
+                work = Context.of(migration, database.url(), database=database)
+                life = watch.life(work, list(runs))
+                held = bool(watch.against(work))
             except ZdmError as error:
                 # Nothing is known, so nothing is done; what was seen before the database went away is void.
                 lines.append(str(error))
@@ -57,9 +58,9 @@ def of_database(database: Database, migrations: Sequence[Migration]) -> dg.Senso
 
 
 def _started(instance: dg.DagsterInstance, migration: Migration) -> dict[str, dg.DagsterRun]:
-    filters = dg.RunsFilter(tags={continuation.MIGRATION: migration.name}, statuses=[dg.DagsterRunStatus.STARTED])
-    found = {run.run_id: run for run in instance.get_runs(filters=filters)}
-    return {run_id: run for run_id, run in found.items() if run.tags.get(continuation.PHASE) == "backfill"}
+    tags = {continuation.MIGRATION: migration.name, continuation.PHASE: str(migration.lifecycle.row_phase)}
+    found = dagster_internals.find_runs(instance, tags, statuses=[dg.DagsterRunStatus.STARTED])
+    return {run.run_id: run for run in found}
 
 
 def _lost(
@@ -69,9 +70,8 @@ def _lost(
     for run_id in life.dead:
         since = after[run_id] = before.get(run_id, now)
         if now - since >= _LOST_AFTER:
-            instance.report_run_failed(
-                runs[run_id], f"Its process is gone: no session of it in the database for {now - since:.0f} s."
-            )
+            silence = f"Its process is gone: no session of it in the database for {now - since:.0f} s."
+            dagster_internals.fail_run(instance, runs[run_id], silence)
             lines.append(f"run {run_id} is lost and was failed")
         else:
             lines.append(f"run {run_id} shows no session for {now - since:.0f} s")
@@ -100,5 +100,6 @@ def _stuck(
     if moment not in before:
         after[moment] = now
         for run in runs.values():
-            instance.report_engine_event(f"{line}. Its log says what it waits for; cancelled, it can be resumed.", run)
+            said = f"{line}. Its log says what it waits for; cancelled, it can be resumed."
+            dagster_internals.log_in_run(instance, run, said)
     return [line]

@@ -7,9 +7,8 @@ from typing import Any
 
 import dagster as dg
 
-from zdm_pipelines.engine.batches import Moved
 from zdm_pipelines.model.states import Phase
-from zdm_pipelines.model.values import Check, Key, KeyRange, RangeProgress, Report, Step
+from zdm_pipelines.model.values import Check, Key, KeyRange, Moved, RangeProgress, Report, Step
 
 Metadata = dict[str, Any]
 

@@ -6,12 +6,13 @@ import dagster as dg
 import yaml
 from pydantic import Field
 
-from zdm_pipelines.components import database, jobs, pools
-from zdm_pipelines.engine import holds
+from zdm_pipelines.components import jobs, pools
+from zdm_pipelines.components.resources import context_of
 from zdm_pipelines.model.errors import SpecError
+from zdm_pipelines.model.holds import EVERY
 from zdm_pipelines.model.migration import Migration
 from zdm_pipelines.model.values import Hold
-from zdm_pipelines.phases import pause, watch
+from zdm_pipelines.verbs import pause, watch
 
 
 class PauseConfig(dg.Config):
@@ -43,16 +44,16 @@ def of_migration(migration: Migration) -> list[dg.JobDefinition]:
     """The jobs pause_<name>, resume_<name> and tune_<name>."""
 
     def pause_(context: dg.OpExecutionContext, config: PauseConfig) -> None:
-        url = database.of(context, migration).url()
-        standing = pause.pause(migration, url, reason=config.reason, owner=config.owner, every=config.database)
+        work = context_of(context, migration)
+        standing = pause.pause(work, reason=config.reason, owner=config.owner, every=config.database)
         pools.shut(context.instance, migration)
         for hold in standing:
             context.log.info("held by %s%s: %s", hold.owner, _scope(hold), hold.reason)
 
     def resume(context: dg.OpExecutionContext, config: ResumeConfig) -> None:
-        url = database.of(context, migration).url()
-        pause.resume(migration, url, owner=config.owner, every=config.database)
-        against = watch.against(migration, url)
+        work = context_of(context, migration)
+        pause.resume(work, owner=config.owner, every=config.database)
+        against = watch.against(work)
         for hold in against:
             context.log.warning("still held by %s%s: %s", hold.owner, _scope(hold), hold.reason)
         if not against:
@@ -60,24 +61,24 @@ def of_migration(migration: Migration) -> list[dg.JobDefinition]:
             context.log.info("nothing stands against writing any more")
 
     def tune(context: dg.OpExecutionContext, config: TuneConfig) -> None:
-        url = database.of(context, migration).url()
+        work = context_of(context, migration)
         if config.reset:
-            pause.reset(migration, url)
+            pause.reset(work)
         if config.settings.strip():
-            pause.tune(migration, url, _parsed(migration, config.settings))
-        settings, tuned = pause.settings(migration, url)
+            pause.tune(work, _parsed(migration, config.settings))
+        settings, tuned = pause.settings(work)
         context.log.info("tuned: %s", yaml.safe_dump(tuned) if tuned else "nothing")
         # Of signals of one's own only the limits are for the log.
         shown = settings.model_dump(mode="json", exclude={"throttle": {"sql": {"__all__": {"query"}}, "http": _ASKED}})
         context.log.info("what holds now:\n%s", yaml.safe_dump(shown, sort_keys=False))
 
-    name, old = migration.name, migration.change.old
+    name = migration.name
     return [
         jobs.of_verb(
             migration, "pause", pause_, f"Stops the backfill of {name} at its next batch, until it is resumed."
         ),
         jobs.of_verb(migration, "resume", resume, f"Lifts an operator's hold on {name}; others, of signals say, stay."),
-        jobs.of_verb(migration, "tune", tune, f"Changes batch size, rest and limits of {name} while it moves `{old}`."),
+        jobs.of_verb(migration, "tune", tune, f"Changes batch size, rest and limits of {name} while it works."),
     ]
 
 
@@ -85,7 +86,7 @@ _ASKED = {"__all__": {"url", "query", "token_env"}}
 
 
 def _scope(hold: Hold) -> str:
-    return " on the whole database" if hold.migration == holds.EVERY else ""
+    return " on the whole database" if hold.migration == EVERY else ""
 
 
 def _parsed(migration: Migration, text: str) -> dict[str, Any]:

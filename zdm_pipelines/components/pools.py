@@ -4,23 +4,18 @@ from __future__ import annotations
 
 import dagster as dg
 
-from zdm_pipelines.components import keys
+from zdm_pipelines.components import dagster_internals, keys
 from zdm_pipelines.model.migration import Migration
 
 
 def limit(instance: dg.DagsterInstance, migration: Migration) -> int | None:
     """The pool's present limit, None when nobody has set one (or this storage knows no pools)."""
-    storage = instance.event_log_storage
-    if not storage.supports_global_concurrency_limits:
-        return None
-    pool = keys.pool(migration)
-    return next((p.limit for p in storage.get_pool_limits() if p.name == pool and not p.from_default), None)
+    return dagster_internals.pool_limit(instance, keys.pool(migration))
 
 
 def set_limit(instance: dg.DagsterInstance, migration: Migration, runs: int) -> None:
-    """Set it."""
-    if instance.event_log_storage.supports_global_concurrency_limits:
-        instance.event_log_storage.set_concurrency_slots(keys.pool(migration), runs)
+    """Let so many runs of a migration run at once."""
+    dagster_internals.set_pool_limit(instance, keys.pool(migration), runs)
 
 
 def begin(instance: dg.DagsterInstance, migration: Migration) -> None:

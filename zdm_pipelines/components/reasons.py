@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 import dagster as dg
 
-from zdm_pipelines.components import books, keys
-from zdm_pipelines.engine.gate import CHECKS
+from zdm_pipelines.changes import kind_of
+from zdm_pipelines.components import books, dagster_internals, keys
 from zdm_pipelines.model.migration import Migration
 from zdm_pipelines.model.states import Phase
 from zdm_pipelines.model.values import RangeProgress
@@ -21,24 +21,27 @@ def against_contract(instance: dg.DagsterInstance, migration: Migration, ranges:
     Args:
         ranges: as the ledger has them.
     """
-    latest = {phase: books.materialized(instance, keys.asset_key(migration, phase)) for phase in Phase}
+    phases, row_phase = migration.lifecycle.phases, migration.lifecycle.row_phase
+    latest = {phase: books.materialized(instance, keys.asset_key(migration, phase)) for phase in phases}
     reasons = [
         f"{phase} was never materialized in Dagster: materialize it, work that is done is found done"
-        for phase in (Phase.EXPAND, Phase.VALIDATE, Phase.SWITCH_READS)
-        if latest[phase] is None
+        for phase in phases
+        if phase not in (row_phase, Phase.CONTRACT) and latest[phase] is None
     ]
-    if missing := books.missing_ranges(instance, migration, ranges):
+    # What destroys rows is behind this gate itself.
+    if row_phase is Phase.BACKFILL and (missing := books.missing_ranges(instance, migration, ranges)):
         named = ", ".join(missing[:_NAMED]) + (", …" if len(missing) > _NAMED else "")
         reasons.append(f"{len(missing)} of {len(ranges)} ranges are not materialized in Dagster: {named}")
-    validated, moved = latest[Phase.VALIDATE], latest[Phase.BACKFILL]
+    validated, moved = latest.get(Phase.VALIDATE), latest.get(Phase.BACKFILL)
     if validated is not None and moved is not None and moved > validated:
         reasons.append("backfill was materialized after validate: materialize validate again")
-    reasons += [reason for check in CHECKS if (reason := _of_check(instance, migration, check, validated)) is not None]
+    checks = kind_of(migration).words(migration).checks
+    reasons += [reason for check in checks if (reason := _of_check(instance, migration, check, validated)) is not None]
     return reasons
 
 
 def _of_check(instance: dg.DagsterInstance, migration: Migration, check: str, validated: int | None) -> str | None:
-    record = instance.get_latest_asset_check_evaluation_record(keys.check_key(migration, check))
+    record = dagster_internals.latest_check(instance, keys.check_key(migration, check))
     if record is None:
         return f"check {check} is not in Dagster's event log: materialize validate"
     evaluation = record.evaluation

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import re
+from textwrap import indent
 
 import click
 import dagster as dg
 from pydantic import BaseModel
+
+from zdm_pipelines.changes import KINDS
 
 _MIGRATION = """\
 # One change to one table. Required: name, database, table, change. Every other key shows its default.
@@ -15,12 +18,9 @@ attributes:
   name: {name}  # group of the assets, and name in the ledger: do not rename it once expand has run
   database: app  # a declared database: dg scaffold defs {database} app
   table: public.users  # schema.table; a part that holds a dot or quote in double quotes
-  change:
-    kind: replace_column
-    old: full_name
-    new: {{name: display_name, type: text}}  # nullable: false sets NOT NULL once parity is proven
-    up: full_name  # SQL over the old row -> new value
-    down: display_name  # SQL over the new row -> old value: keeps rollback open
+  change:  # one of these kinds: {kinds}
+    kind: {kind}
+{example}
 
   # backfill:
   #   range_rows: 100000  # rows of a range, which is one partition
@@ -79,7 +79,18 @@ class MigrationScaffolder(dg.Scaffolder[BaseModel]):
     def scaffold(self, request: dg.ScaffoldRequest[BaseModel]) -> None:
         """Write defs.yaml."""
         database = f"{request.type_name.rpartition('.')[0]}.Database"
-        _write(request, _MIGRATION.format(type=request.type_name, name=_name(request), database=database))
+        kind = KINDS["replace_column"]
+        _write(
+            request,
+            _MIGRATION.format(
+                type=request.type_name,
+                name=_name(request),
+                database=database,
+                kind=kind.name,
+                kinds=", ".join(KINDS),
+                example=indent(kind.example, "    "),
+            ),
+        )
 
 
 class DatabaseScaffolder(dg.Scaffolder[BaseModel]):

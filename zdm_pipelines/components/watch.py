@@ -12,12 +12,11 @@ from typing import Any
 import dagster as dg
 
 from zdm_pipelines.components import continuation, keys, lost_runs, pools
-from zdm_pipelines.engine import signals
 from zdm_pipelines.model.errors import ZdmError
 from zdm_pipelines.model.migration import Database, Migration
-from zdm_pipelines.model.states import ACTIVE, State
+from zdm_pipelines.model.states import State
 from zdm_pipelines.model.values import Verdict
-from zdm_pipelines.phases import watch
+from zdm_pipelines.verbs import Context, watch
 
 _SENSOR_SECONDS = 10  # a plot worth looking at; runs themselves look twice a second
 
@@ -29,7 +28,8 @@ def of_database(database: Database, migrations: Sequence[Migration]) -> dg.Defin
     watched = {
         name: limit.unit
         for migration in migrations
-        for name, limit in signals.declared(migration.throttle, replicas=bool(database.replicas)).items()
+        for name, limit in migration.throttle.watched(replicas=bool(database.replicas)).items()
+        if migration.lifecycle.row_phase is not None
     }
     return dg.Definitions(
         assets=[_spec(database, name, str(unit)) for name, unit in watched.items()],
@@ -39,6 +39,10 @@ def of_database(database: Database, migrations: Sequence[Migration]) -> dg.Defin
         ],
         schedules=[_resume(database, migrations)],
     )
+
+
+def _context(database: Database, migration: Migration) -> Context:
+    return Context.of(migration, database.url(), database=database)
 
 
 def signal_key(database: Database, signal: str) -> dg.AssetKey:
@@ -57,7 +61,7 @@ def _spec(database: Database, signal: str, unit: str) -> dg.AssetSpec:
 
 
 def _sensor(database: Database, signal: str, migrations: Sequence[Migration]) -> dg.SensorDefinition:
-    mine = [m for m in migrations if signal in signals.declared(m.throttle, replicas=bool(database.replicas))]
+    mine = [m for m in migrations if signal in m.throttle.watched(replicas=bool(database.replicas))]
 
     @dg.sensor(
         name=f"{database.name}_{signal}",
@@ -70,17 +74,17 @@ def _sensor(database: Database, signal: str, migrations: Sequence[Migration]) ->
         events: list[dg.AssetObservation | dg.AssetMaterialization | dg.AssetCheckEvaluation] = []
         lines: list[str] = []
         for migration, state in _begun(context.instance, database, mine, lines):
-            if state not in watch.WATCHED:
+            if state not in migration.lifecycle.watched:
                 continue
             try:
-                look = watch.look(migration, database.url(), database, only=[signal])
+                look = watch.look(_context(database, migration), only=[signal])
             except ZdmError as error:
                 pools.shut(context.instance, migration)
                 lines.append(f"{migration.name} is held: {error}")
                 continue
-            if look.state == State.BACKFILLING:
+            if look.state == migration.lifecycle.moving:
                 events += [_observation(database, migration, verdict) for verdict in look.verdicts]
-            if look.state in watch.WATCHED:
+            if look.state in migration.lifecycle.watched:
                 lines.append(follow(context.instance, migration, look))
         for line in lines:
             context.log.info("%s", line)
@@ -144,16 +148,16 @@ def _resume(database: Database, migrations: Sequence[Migration]) -> dg.ScheduleD
     def schedule(context: dg.ScheduleEvaluationContext) -> dg.SkipReason:
         lines: list[str] = []
         for migration, state in _begun(context.instance, database, migrations, lines):
-            if state not in ACTIVE:
+            if not migration.lifecycle.active(state):
                 pools.widen(context.instance, migration)  # what holds a backfill must not keep expand from running
                 continue
             try:
-                look = watch.look(migration, database.url(), database)
+                look = watch.look(_context(database, migration))
             except ZdmError as error:
                 pools.shut(context.instance, migration)
                 lines.append(f"{migration.name} is held: {error}")
                 continue
-            if look.against or state in watch.WATCHED:
+            if look.against or state in migration.lifecycle.watched:
                 lines.append(follow(context.instance, migration, look))
             else:
                 pools.widen(context.instance, migration)

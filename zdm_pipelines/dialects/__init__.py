@@ -1,1 +1,51 @@
-"""All SQL that differs between servers, one folder each."""
+"""All SQL: a folder per database product behind the protocol `Server`, and the doors to them."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager
+
+import psycopg
+
+from zdm_pipelines.dialects.postgres import connection as postgres
+from zdm_pipelines.dialects.postgres.server import PostgresServer
+from zdm_pipelines.dialects.server import Fault, Server
+from zdm_pipelines.model.errors import MissingPrivilege
+
+__all__ = ["DatabaseError", "answered_since", "fault", "mapping", "privilege_problem", "safe", "server_at"]
+
+# What drivers raise; `fault` says which kind one is.
+DatabaseError = psycopg.Error
+
+
+def server_at(url: str) -> Server:
+    """The server behind a URL; connects to nothing."""
+    return PostgresServer(url)
+
+
+def fault(error: BaseException) -> Fault | None:
+    """Which kind of failure it is; None: no driver's error."""
+    return postgres.fault(error)
+
+
+def safe(error: psycopg.Error) -> str:
+    """What went wrong, without the row's values that errors of data quote in their message."""
+    return postgres.safe(error)
+
+
+def privilege_problem(error: psycopg.Error, thing: str) -> MissingPrivilege:
+    """A privilege that is missing, in our words."""
+    return postgres.privilege_problem(error, thing)
+
+
+def mapping(thing: str) -> AbstractContextManager[None]:
+    """Statements that evaluate `up` or `down`: what they raise over a row is told without the row's values.
+
+    Raises:
+        MappingFailed: one of them raised.
+    """
+    return postgres.mapping(thing)
+
+
+def answered_since(thing: str, moment: float) -> bool:
+    """Whether a database (`thing` of a DatabaseUnreachable) took a connection of ours after a monotonic time."""
+    return postgres.answered_since(thing, moment)

@@ -1,53 +1,168 @@
-"""Budget: how many batches may run at once in a database, over all migrations, runs and machines.
+"""Budget: who may write a batch now: the workers of a run, the runs of a migration, the migrations of a database.
 
-Places are advisory locks, which the server hands on in the order of asking: migrations take turns batch by batch,
-and a worker that died gives its place back with its session.
+Four things are had one after the other, and the one that is scarcest last and shortest:
+
+1. A **slot** of the migration, for the time of a range: `backfill.max_parallel` of them, over all runs and machines.
+   Whoever waits for one holds nothing that others want, looks again five times a second, and is told so once.
+2. A **share** of the run, for the time of a batch: as many as slots. Only a run that was tuned down while more workers
+   than that have ranges waits here, with a slot in hand.
+3. The **governor's** word (`throttle`): no hold, no bad signal, inside the hours. A worker waits with slot and share,
+   and before a range without either, since a connection would only wait.
+4. A **place** of the database, for the time of a batch: its declared `max_parallel`, over all migrations. Who waits is
+   queued in the order of asking, so migrations take turns batch by batch. After half a second in the queue, and again
+   when the place was had, the governor is asked anew, because the queue may have been long.
+
+Nobody who has a place waits for one of the others, so there is no circle. What a batch itself waits for, a lock of the
+application's, has a time-out. The rests of `nice` are taken after place and share were given back. Slots and places are
+locks of the worker's session on names: whoever dies gives them back with it.
 """
 
 from __future__ import annotations
 
 import contextlib
 import random
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-import psycopg
-from psycopg import errors
-
-from zdm_pipelines.dialects.postgres.connection import Connection, query
+from zdm_pipelines.dialects import DatabaseError
+from zdm_pipelines.dialects.server import Session
 from zdm_pipelines.engine import sessions
+from zdm_pipelines.engine.throttle import Governor
 
-_LOOK_UP = "500ms"  # how long to queue before looking whether work still goes on
+_TIMEOUT_TARGETS = 20  # times its target that a batch may take: then its size is wrong, not the moment
+_SHORTEST_TIMEOUT = 5.0  # seconds; a checkpoint or a cold cache makes one slow batch
+_LOOK_UP = 0.5  # seconds: how long to queue for a place before looking whether work still goes on
+_ASK = 0.2  # seconds between two looks for a slot or a share
+
+
+class Stopped(Exception):
+    """The run was cancelled; the batch before it is committed."""
+
+
+class Budget:
+    """What the workers of a run ask before each range and each batch.
+
+    Args:
+        places: of the database.
+        stop: set when the run is cancelled.
+    """
+
+    def __init__(
+        self,
+        governor: Governor,
+        *,
+        migration_id: int,
+        places: int,
+        stop: threading.Event,
+        tell: sessions.Tell = sessions.silent,
+    ) -> None:
+        self.governor = governor
+        self.pace = governor.pace
+        self._migration_id = migration_id
+        self._places = places
+        self._stop = stop
+        self._tell = tell
+        self._writing = 0
+        self._shares = threading.Condition()
+
+    @property
+    def parallel(self) -> int:
+        """Slots of the migration, and shares of this run."""
+        return self.governor.settings.backfill.max_parallel
+
+    @property
+    def passes(self) -> int | None:
+        """Passes of a window, as declared or tuned; None: by the table's statistics."""
+        return self.governor.settings.backfill.passes
+
+    def ready(self) -> None:
+        """Wait until writing may go on.
+
+        Raises:
+            Stopped: it may not any more.
+        """
+        if self._stop.is_set():
+            raise Stopped
+        self.governor.wait(self._stop)
+        if self._stop.is_set():
+            raise Stopped
+
+    @contextmanager
+    def slot(self, conn: Session) -> Iterator[None]:
+        """Wait for one of the migration's slots, and move a range inside."""
+        told = False
+        while (had := self._free_slot(conn)) is None:
+            if not told:
+                self._tell(f"waiting for one of {self.parallel} places (backfill.max_parallel)")
+                told = True
+            if self._stop.wait(_ASK):
+                raise Stopped
+        try:
+            yield
+        finally:
+            _give_back(conn, had)
+
+    def _free_slot(self, conn: Session) -> str | None:
+        names = (f"zdm:slot:{self._migration_id}:{n}" for n in range(self.parallel))
+        return next((name for name in names if conn.locks.take(name)), None)
+
+    @contextmanager
+    def turn(self, conn: Session) -> Iterator[None]:
+        """Wait until a batch may be written, and write it inside."""
+        with self._share():
+            while True:
+                self.ready()
+                with place_in(conn, self._places) as had:
+                    if had and self.governor.clear():
+                        yield
+                        return
+
+    @contextmanager
+    def _share(self) -> Iterator[None]:
+        with self._shares:
+            while self._writing >= self.parallel:
+                if self._stop.is_set():
+                    raise Stopped
+                self._shares.wait(_ASK)
+            self._writing += 1
+        try:
+            yield
+        finally:
+            with self._shares:
+                self._writing -= 1
+                self._shares.notify()
+
+    def rest(self, seconds: float) -> None:
+        """Rest after a batch, as `nice` asks."""
+        self.governor.rest(seconds, self._stop)
+
+    def statement_timeout(self) -> float:
+        """A batch that takes this many seconds is ended and split."""
+        return max(_SHORTEST_TIMEOUT, _TIMEOUT_TARGETS * self.governor.settings.backfill.batch_target)
 
 
 def place(number: int) -> str:
-    """The lock of a place."""
+    """The lock of one of the database's places."""
     return f"zdm:batch:{number}"
 
 
 @contextmanager
-def turn(conn: Connection, places: int) -> Iterator[bool]:
-    """Queue for one of the places, for a moment; false when none was had."""
+def place_in(conn: Session, places: int) -> Iterator[bool]:
+    """Queue for one of the database's places, for a moment; false when none was had."""
     numbers = list(range(places))
     random.shuffle(numbers)
-    had = next((n for n in numbers if sessions.take(conn, place(n), wait=0)), None)
-    if had is None and _queue(conn, place(numbers[0])):
+    had = next((n for n in numbers if conn.locks.take(place(n))), None)
+    if had is None and conn.locks.queue(place(numbers[0]), wait=_LOOK_UP):
         had = numbers[0]
     try:
         yield had is not None
     finally:
         if had is not None:
-            # A session that is lost gave it back already.
-            with contextlib.suppress(psycopg.Error):
-                sessions.leave(conn, place(had))
+            _give_back(conn, place(had))
 
 
-def _queue(conn: Connection, name: str) -> bool:
-    try:
-        with conn.transaction():
-            query(conn, "SELECT set_config('lock_timeout', $1, true)", [_LOOK_UP])
-            # Of the session: it outlives this transaction.
-            query(conn, "SELECT pg_advisory_lock(hashtextextended($1, 0))", [name])
-    except errors.LockNotAvailable:
-        return False
-    return True
+def _give_back(conn: Session, name: str) -> None:
+    # A session that is lost gave it back already, others do so a moment after they were closed.
+    with contextlib.suppress(DatabaseError):
+        conn.locks.leave(name)

@@ -2,88 +2,107 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 
-from zdm_pipelines.dialects.postgres import catalog as catalogs
-from zdm_pipelines.dialects.postgres.connection import Connection, query, scalar
-from zdm_pipelines.engine import ledger
-from zdm_pipelines.engine.ranges import progress
-from zdm_pipelines.model.errors import LockNotAcquired
+from zdm_pipelines import ledger
+from zdm_pipelines.dialects.server import Session
+from zdm_pipelines.engine.schema import locks
+from zdm_pipelines.engine.schema.sync import sync_reasons
+from zdm_pipelines.ledger import ranges
+from zdm_pipelines.model.capabilities import Sync
+from zdm_pipelines.model.errors import StateConflict
+from zdm_pipelines.model.lifecycle import Lifecycle, Need
 from zdm_pipelines.model.migration import Migration
-from zdm_pipelines.model.states import State
+from zdm_pipelines.model.states import Phase, State
+from zdm_pipelines.model.units import Unit, for_people
 from zdm_pipelines.model.values import Step
 
-CHECKS = ("parity", "backfill_complete", "constraints_valid")
-
-# A prepared transaction holds its locks without a pid.
-_WRITERS = """
-SELECT DISTINCT l.virtualtransaction FROM pg_locks l
-WHERE l.relation = $1 AND l.granted AND l.pid IS DISTINCT FROM pg_backend_pid() AND l.locktype = 'relation'
-  AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database())
-  AND l.mode IN ('RowExclusiveLock', 'ShareRowExclusiveLock', 'ExclusiveLock', 'AccessExclusiveLock')"""
+_NAMED = 5  # ranges named in a reason; status lists the rest
 
 
-def _span(seconds: float) -> str:
-    for unit, size in (("d", 86400), ("h", 3600), ("min", 60)):
-        if seconds >= size:
-            return f"{seconds / size:.1f} {unit}"
-    return f"{seconds:.0f} s"
+def reasons(
+    session: Session,
+    entry: ledger.Entry | None,
+    migration: Migration,
+    *,
+    checks: Sequence[str],
+    old: str,
+    dependents: Sequence[str],
+    sync: Sync | None,
+    constraints: Sequence[Step],
+) -> list[str]:
+    """Everything that stands against contract but the data itself, which is compared under the lock.
 
-
-def _age(conn: Connection, since: object) -> float:
-    return float(scalar(conn, "SELECT extract(epoch FROM clock_timestamp() - $1::timestamptz)", [since]))
-
-
-def sync_reasons(conn: Connection, oid: int, triggers: Sequence[str]) -> list[str]:
-    """What is wrong with the sync triggers: they must exist, be enabled for every session, and run last."""
-    found: dict[str, str] = dict(
-        query(
-            conn,
-            "SELECT tgname, tgenabled FROM pg_trigger WHERE tgrelid = $1 AND tgname = ANY ($2)",
-            [oid, list(triggers)],
-        )
-    )
-    reasons = []
-    for name in triggers:
-        if name not in found:
-            reasons.append(f"sync trigger {name} is missing: old and new drift apart; roll back and begin anew")
-        elif found[name] != "A":
-            reasons.append(
-                f"sync trigger {name} is disabled: old and new drift apart; ENABLE ALWAYS it, then run validate"
-            )
-    for name, before, _ in catalogs.row_triggers(conn, oid):
-        if before and triggers and name > min(triggers):
-            reasons.append(
-                f"trigger {name} runs behind the sync trigger, which does not see what it changes: rename it"
-            )
-    return reasons
-
-
-def sync_marks(conn: Connection, oid: int, triggers: Sequence[str]) -> list[tuple[str, str]]:
-    """What differs after a sync trigger was switched off, on or made anew, however briefly."""
-    return [
-        (name, mark)
-        for name, mark in query(
-            conn,
-            "SELECT tgname, oid || '/' || xmin::text FROM pg_trigger WHERE tgrelid = $1 AND tgname = ANY ($2) "
-            "ORDER BY tgname",
-            [oid, list(triggers)],
-        )
+    Args:
+        checks: those of validate, which must have passed.
+        old: what contract takes away, as a sentence's subject.
+        dependents: what still stands on that, or that somebody else took it away.
+        constraints: steps of validate; each that tells when it is done must say so.
+    """
+    lifecycle = migration.lifecycle
+    if not lifecycle.has(Phase.CONTRACT):
+        return [f"{migration.name} takes nothing away: it has no contract"]
+    state = entry.state if entry else State.PLANNED
+    begins = lifecycle.begins(Phase.CONTRACT, state)
+    if entry is None:
+        first = lifecycle.next_step(state).sentence
+        return [] if begins else [f"{migration.name} is planned: it never began; {first}"]
+    found = _declaration_reasons(entry, migration) if not begins else []
+    if not begins and state not in lifecycle.allowed(Phase.CONTRACT):
+        found.insert(0, f"{migration.name} is {state}, contract begins from {lifecycle.undo_target(Phase.CONTRACT)}")
+    if not begins and not lifecycle.active(state):
+        return found
+    before = lifecycle.undo_target(Phase.CONTRACT)
+    again = f"; roll back to {before} first" if state == State.TOMBSTONED else ""
+    found += [
+        reason + again
+        for reason in (*_progress_reasons(session, entry, lifecycle), *_check_reasons(session, entry, checks))
     ]
+    if Need.READS in lifecycle.needs:
+        found += _window_reasons(session, entry, migration)
+    found += _old_shape_reasons(session, entry, migration, old)
+    found += dependents
+    found += sync_reasons(session, sync)
+    found += [
+        f"not in place: {step.name}; run validate"
+        for step in constraints
+        if step.done_when and not locks.is_done(session, step)
+    ]
+    return found
 
 
-def _progress_reasons(conn: Connection, entry: ledger.Entry) -> list[str]:
-    known = progress(conn, entry.id)
-    left = [r.range.partition for r in known if not r.done]
-    reasons = []
+def _age(session: Session, since: object) -> float:
+    return float(session.value("sync.seconds_since", since))
+
+
+def _declaration_reasons(entry: ledger.Entry, migration: Migration) -> list[str]:
+    try:
+        differing = entry.differences(migration)
+    except StateConflict as newer:
+        return [f"it {newer.fact}: {newer.way_out}"]
+    if not differing:
+        return []
+    return [f"it was expanded with another declaration of {', '.join(differing)}: put defs.yaml back, or roll back"]
+
+
+def _progress_reasons(session: Session, entry: ledger.Entry, lifecycle: Lifecycle) -> list[str]:
+    """Ranges that the row work before contract left; work that contract does itself is behind the gate."""
+    if Need.ROWS not in lifecycle.needs:
+        return []
+    known = ranges.progress(session, entry.id)
     if not known:
-        reasons.append("no range was ever planned: run expand and backfill")
-    if left:
-        named = ", ".join(left[:5]) + (", …" if len(left) > 5 else "")
-        reasons.append(f"{len(left)} of {len(known)} ranges are not backfilled: {named}")
-    verdicts = ledger.checks(conn, entry.id)
-    for name in CHECKS:
+        return ["no range was ever planned: run expand and backfill"]
+    left = [r.range.partition for r in known if not r.done]
+    if not left or lifecycle.row_phase is Phase.CONTRACT:
+        return []
+    named = ", ".join(left[:_NAMED]) + (", …" if len(left) > _NAMED else "")
+    return [f"{len(left)} of {len(known)} ranges are not backfilled: {named}"]
+
+
+def _check_reasons(session: Session, entry: ledger.Entry, checks: Sequence[str]) -> list[str]:
+    verdicts = ledger.verdicts(session, entry.id)
+    reasons = []
+    for name in checks:
         if name not in verdicts:
             reasons.append(f"check {name} never ran on this data: run validate")
         elif not verdicts[name][0]:
@@ -91,88 +110,32 @@ def _progress_reasons(conn: Connection, entry: ledger.Entry) -> list[str]:
     return reasons
 
 
-def _window_reasons(conn: Connection, entry: ledger.Entry, migration: Migration) -> list[str]:
-    declared = migration.contract
-    flag = ledger.flag(conn, entry.id)
+def _window_reasons(session: Session, entry: ledger.Entry, migration: Migration) -> list[str]:
+    """What is not so about reads: all on the new shape, for as long as is declared."""
+    flag = ledger.flag(session, entry.id)
     reasons = []
     if flag is None or flag.percent < 100:
         reasons.append(f"reads are at {flag.percent if flag else 0} % of the new shape, not 100 %: run switch_reads")
     if entry.switched_at is None:
         reasons.append("reads were never fully switched")
-    elif (left := declared.confidence_window - _age(conn, entry.switched_at)) > 0:
+    elif (left := migration.contract.confidence_window - _age(session, entry.switched_at)) > 0:
         reasons.append(
             f"reads are fully switched since {entry.switched_at:%Y-%m-%d %H:%M:%S %Z}; "
-            f"the confidence window ends in {_span(left)}"
+            f"the confidence window ends in {for_people(left, Unit.SECONDS)}"
         )
     return reasons
 
 
-def reasons(
-    conn: Connection,
-    entry: ledger.Entry | None,
-    migration: Migration,
-    *,
-    old_column: str,
-    triggers: Sequence[str],
-    constraints: Sequence[Step],
-) -> list[str]:
-    """Everything that stands against contract but the data itself, which is compared under the lock.
-
-    Args:
-        old_column: its present name.
-        constraints: steps of validate; each that tells when it is done must say so.
-    """
-    if entry is None:
-        return [f"{migration.name} is planned: nothing was expanded yet; run expand first"]
-    found = []
-    if entry.state not in (State.SWITCHED, State.TOMBSTONED):
-        found.append(f"{migration.name} is {entry.state}, contract begins from {State.SWITCHED}")
-    if dict(entry.change) != ledger.declared(migration):
-        found.append("it was expanded with another declaration: put defs.yaml back as it was, or roll back")
-    if entry.state in (State.PLANNED, State.ROLLED_BACK, State.CONTRACTED):
-        return found
-    again = "; roll back to switched first" if entry.state == State.TOMBSTONED else ""
-    found += [reason + again for reason in _progress_reasons(conn, entry)]
-    found += _window_reasons(conn, entry, migration)
+def _old_shape_reasons(session: Session, entry: ledger.Entry, migration: Migration, old: str) -> list[str]:
+    """The time for which a tombstone is kept, and before there is one, who still writes the old shape."""
     if entry.state == State.TOMBSTONED:
         assert entry.tombstoned_at is not None  # entered together with the state
-        if (left := migration.contract.tombstone_window - _age(conn, entry.tombstoned_at)) > 0:
-            found.append(
-                f"the old column is out of sight since {entry.tombstoned_at:%Y-%m-%d %H:%M:%S %Z}; "
-                f"it is kept for {_span(left)} more"
-            )
-    else:
-        late = ledger.writers(conn, entry.id, ledger.OLD_SHAPE, within=migration.contract.straggler_window)
-        found += [f"straggler: {who} wrote the old shape; deploy new code there" for who in late]
-    number = catalogs.column_number(conn, entry.catalog.oid, old_column)
-    if number is None:
-        found.append(f"column {old_column} is gone: somebody changed the table by hand")
-    else:
-        found += [f"{what} reads {old_column}" for what in catalogs.dependents(conn, entry.catalog.oid, number)]
-    found += sync_reasons(conn, entry.catalog.oid, triggers)
-    found += [
-        f"not in place: {step.name}; run validate"
-        for step in constraints
-        if step.done_when and not scalar(conn, step.done_when)
-    ]
-    return found
-
-
-def wait_for_writers(conn: Connection, oid: int, *, patience: float, thing: str) -> None:
-    """Wait for every transaction that wrote the table before now; later ones see the new sync function.
-
-    Raises:
-        LockNotAcquired: one is still open after `patience` seconds.
-    """
-    older = {v for (v,) in query(conn, _WRITERS, [oid])}
-    deadline = time.monotonic() + patience
-    while older:
-        older &= {v for (v,) in query(conn, _WRITERS, [oid])}
-        if older and time.monotonic() > deadline:
-            raise LockNotAcquired(
-                thing,
-                f"{len(older)} transactions that wrote the table are open for over {patience:g} s",
-                "end them, then run contract again",
-            )
-        if older:
-            time.sleep(0.05)
+        left = migration.contract.tombstone_window - _age(session, entry.tombstoned_at)
+        since = f"{entry.tombstoned_at:%Y-%m-%d %H:%M:%S %Z}"
+        kept = f"{old} is out of sight since {since}; it is kept for {for_people(left, Unit.SECONDS)} more"
+        return [kept] if left > 0 else []
+    if Need.SYNC not in migration.lifecycle.needs:
+        return []
+    within = migration.contract.straggler_window
+    late = ledger.recent_writers(session, entry.id, ledger.OLD_SHAPE, within=within)
+    return [f"straggler: {who} wrote the old shape; deploy new code there" for who in late]

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import math
 import threading
-import time
-from collections.abc import Callable
+
+from zdm_pipelines.model.clock import SYSTEM, Clock
 
 _FIRST = 1 / 16  # of full speed, when a run begins: eight workers at it are half a worker
 _LEAST = 1 / 64
@@ -21,12 +21,9 @@ _LONG = 100.0  # seconds in which any share grows to all
 class Ramp:
     """A run begins slowly and grows until a signal holds it; then it goes on with half its speed and grows more slowly:
     as TCP looks for what a network bears (RFC 5681).
-
-    Args:
-        clock: monotonic seconds.
     """
 
-    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, *, clock: Clock = SYSTEM) -> None:
         self._clock = clock
         self._lock = threading.Lock()
         self._share = _FIRST
@@ -56,8 +53,8 @@ class Ramp:
         """Nothing holds work; told again, it changes nothing."""
         with self._lock:
             if self._since is None:
-                self._since = self._clock()
+                self._since = self._clock.monotonic()
 
     def _now(self) -> float:
-        gone = 0.0 if self._since is None else min(_LONG, self._clock() - self._since)
+        gone = 0.0 if self._since is None else min(_LONG, self._clock.monotonic() - self._since)
         return min(1.0, self._share * math.pow(self._growth, gone))

@@ -7,20 +7,10 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TypeVar
 
-import psycopg
-from psycopg import errors
 from tenacity import RetryCallState, Retrying, retry_if_exception, wait_random_exponential
 
-from zdm_pipelines.dialects.postgres.connection import (
-    Connection,
-    answered_since,
-    connected,
-    lost,
-    privilege_problem,
-    query,
-    safe,
-    scalar,
-)
+from zdm_pipelines.dialects import DatabaseError, answered_since, fault, privilege_problem, safe
+from zdm_pipelines.dialects.server import Fault, Server, Session
 from zdm_pipelines.model.errors import DatabaseUnreachable, MigrationBusy, OutcomeUnknown, ZdmError
 from zdm_pipelines.model.migration import Migration
 
@@ -39,31 +29,26 @@ def silent(_: str) -> None:
     """Tell nobody."""
 
 
-def _try_advisory(conn: Connection, name: str, *, shared: bool) -> bool:
-    function = "pg_try_advisory_lock_shared" if shared else "pg_try_advisory_lock"
-    return bool(scalar(conn, f"SELECT {function}(hashtextextended($1, 0))", [name]))
-
-
-def take(conn: Connection, name: str, *, shared: bool = False, wait: float = BUSY_SECONDS) -> bool:
+def take(conn: Session, name: str, *, shared: bool = False, wait: float = BUSY_SECONDS) -> bool:
     """Take a session's advisory lock, trying for `wait` seconds; true when it was had."""
     deadline = time.monotonic() + wait
-    while not _try_advisory(conn, name, shared=shared):
+    while not conn.locks.take(name, shared=shared):
         if time.monotonic() >= deadline:
             return False
         time.sleep(0.1)
     return True
 
 
-def leave(conn: Connection, name: str) -> None:
+def leave(conn: Session, name: str) -> None:
     """Give an advisory lock back before the session ends."""
-    query(conn, "SELECT pg_advisory_unlock(hashtextextended($1, 0))", [name])
+    conn.locks.leave(name)
 
 
 def _run_lock(run: str) -> str:
     return f"zdm:run:{run}"
 
 
-def hold_run(conn: Connection, run: str) -> None:
+def hold_run(conn: Session, run: str) -> None:
     """Show that a run lives, as long as this session does.
 
     Raises:
@@ -75,30 +60,24 @@ def hold_run(conn: Connection, run: str) -> None:
         raise MigrationBusy(f"run {run}", "cannot show that it lives", "it tries again")
 
 
-def run_lives(conn: Connection, run: str) -> bool:
+def run_lives(conn: Session, run: str) -> bool:
     """Whether some session shows that a run lives."""
-    if not _try_advisory(conn, _run_lock(run), shared=False):
+    if not conn.locks.take(_run_lock(run)):
         return True
     leave(conn, _run_lock(run))
     return False
 
 
 @contextmanager
-def session(url: str, migration: Migration, *, purpose: str, shared: bool = False) -> Iterator[Connection]:
+def session(server: Server, migration: Migration, *, purpose: str, shared: bool = False) -> Iterator[Session]:
     """A connection that holds the migration's lock: phases exclusively, range workers shared.
 
     Raises:
         MigrationBusy: another process holds it.
     """
-    with connected(url, purpose=f"{migration.name} {purpose}") as conn:
+    with server.connect(purpose=f"{migration.name} {purpose}") as conn:
         if not take(conn, f"zdm:migration:{migration.name}", shared=shared):
-            others = query(
-                conn,
-                "SELECT a.pid, a.application_name FROM pg_locks l JOIN pg_stat_activity a ON a.pid = l.pid "
-                "WHERE l.locktype = 'advisory' AND l.granted AND l.objsubid = 1 AND l.pid <> pg_backend_pid() "
-                "AND ((l.classid::bigint << 32) | l.objid::bigint) = hashtextextended($1, 0)",
-                [f"zdm:migration:{migration.name}"],
-            )
+            others = conn.named("locks.owners", f"zdm:migration:{migration.name}")
             by = ", ".join(f"{app} (pid {pid})" for pid, app in others) or "another process"
             raise MigrationBusy(migration.name, f"is being worked on by {by}", "wait for it, or cancel it")
         yield conn
@@ -136,12 +115,14 @@ def resilient(
             # A second connection of this work may be the one that finds it gone.
             reached = reached or answered_since(error.thing, begun)
             raise
-        except errors.InsufficientPrivilege as error:
-            raise privilege_problem(error, thing) from None
-        except errors.QueryCanceled as error:
-            raise ZdmError(thing, f"a statement was cancelled ({safe(error)})", "run it again: it goes on") from None
-        except psycopg.Error as error:
-            if lost(error):
+        except DatabaseError as error:
+            kind = fault(error)
+            if kind is Fault.PRIVILEGE:
+                raise privilege_problem(error, thing) from None
+            if kind is Fault.CANCELLED:
+                fact = f"a statement was cancelled ({safe(error)})"
+                raise ZdmError(thing, fact, "run it again: it goes on") from None
+            if kind is Fault.LOST:
                 reached, away_since, losses = True, time.monotonic(), losses + 1
             raise
 
@@ -149,7 +130,7 @@ def resilient(
         return losses > _LOSSES or time.monotonic() - away_since > give_up_after
 
     retrying = Retrying(
-        retry=retry_if_exception(lambda e: reached and lost(e)),
+        retry=retry_if_exception(lambda e: reached and fault(e) is Fault.LOST),
         wait=wait_random_exponential(multiplier=0.2, max=5),
         stop=enough,
         reraise=True,
@@ -159,8 +140,8 @@ def resilient(
     )
     try:
         return retrying(attempt)
-    except (psycopg.Error, DatabaseUnreachable) as error:
-        if not (reached and lost(error)):
+    except (DatabaseError, DatabaseUnreachable) as error:
+        if not (reached and fault(error) is Fault.LOST):
             raise
         fact = f"the database was lost {losses} times or did not come back within {give_up_after:.0f} s"
         raise OutcomeUnknown(thing, fact, "run it again: it finds out what was done") from None

@@ -7,24 +7,26 @@ other runs, sensors and people know.
 
 from __future__ import annotations
 
+import math
 import re
 import threading
-import time
 from collections.abc import Callable
 
-import psycopg
-
-from zdm_pipelines.dialects.postgres.connection import Connection, connect, safe, set_deadline
-from zdm_pipelines.engine import holds, signals, tuning
+from zdm_pipelines.dialects import DatabaseError, safe, server_at
+from zdm_pipelines.dialects.server import Session
+from zdm_pipelines.engine import signals, tuning
 from zdm_pipelines.engine.pace import Pace
 from zdm_pipelines.engine.ramp import Ramp
 from zdm_pipelines.engine.sessions import hold_run
 from zdm_pipelines.engine.signals import DEADLINE, Surroundings
 from zdm_pipelines.engine.watch import Watch, judge
+from zdm_pipelines.ledger import holds
 from zdm_pipelines.model import windows
 from zdm_pipelines.model.errors import Throttled, ZdmError
+from zdm_pipelines.model.holds import LEDGER, WINDOW, is_signal, signal_owner
 from zdm_pipelines.model.migration import Backfill, Migration
 from zdm_pipelines.model.throttle import Limit
+from zdm_pipelines.model.tuning import Settings, declared_settings
 from zdm_pipelines.model.values import Hold, Verdict
 
 _NUMBERS = re.compile(r"[\d.,]+")  # a figure that moved on is no news
@@ -35,15 +37,12 @@ _BOARD = 0.5  # seconds between two looks at the ledger
 _BRIEFEST = 0.01  # seconds; a batch that is to be quicker moves too few rows for its transaction
 _RENEW = 5.0  # seconds after which a standing hold is written again
 
-WINDOW = "window"
-LEDGER = "ledger"
-
 
 class Governor:
     """Says when to wait, and how large batches are; shared by the workers of a run.
 
     Args:
-        around: where signals are read.
+        around: where signals are read, and by which clock.
         run: what to call this run in the ledger's locks, so that others can tell whether it lives; default: nothing.
     """
 
@@ -52,6 +51,7 @@ class Governor:
     ) -> None:
         self._migration = migration
         self._around = around
+        self._clock = around.clock
         self._run = run
         self._tell = tell
         self._lock = threading.Lock()
@@ -60,10 +60,10 @@ class Governor:
         self._limits: dict[str, Limit] = {}
         self._bad: dict[str, bool] = {}
         self._informed = False  # whether what was tuned has been read
-        self.settings = tuning.declared(migration)
+        self.settings = declared_settings(migration)
         self.pace = Pace(_bounds(self.settings))
         self._standing: list[Hold] | str = "they are being read for the first time"
-        self._looked = time.monotonic()
+        self._looked = self._clock.monotonic()
         self._written: dict[str, float] = {}  # when a signal's hold was written last
         self._watch(self.settings)
         self._board = threading.Thread(target=self._look_at_board, name="zdm board", daemon=True)
@@ -74,20 +74,20 @@ class Governor:
     def _against(self) -> tuple[dict[str, str], bool]:
         """Why to wait now, by owner; and whether a signal is critical."""
         verdicts = self._verdicts()
-        found = {holds.of_signal(v.reading.signal): v.reason for v in verdicts if v.bad}
+        found = {signal_owner(v.reading.signal): v.reason for v in verdicts if v.bad}
         standing, looked = self._standing, self._looked
         if isinstance(standing, str):
             found[LEDGER] = f"the ledger cannot be followed: {standing}"
-        elif time.monotonic() - looked > DEADLINE + _BOARD:
-            found[LEDGER] = f"the ledger has not answered for {time.monotonic() - looked:.0f} s"
+        elif self._clock.monotonic() - looked > DEADLINE + _BOARD:
+            found[LEDGER] = f"the ledger has not answered for {self._clock.monotonic() - looked:.0f} s"
         else:
             # Of signals we believe our own readings: they are newer than the ledger's holds, which are for others.
-            found |= {h.owner: h.reason for h in standing if not holds.is_signal(h.owner)}
-        if (reason := windows.closed(self.settings.allowed)) is not None:
+            found |= {h.owner: h.reason for h in standing if not is_signal(h.owner)}
+        if (reason := windows.closed(self.settings.allowed, self._clock.now())) is not None:
             found[WINDOW] = reason
         if (ramp := self.pace.ramp) is not None:
             if found:
-                ramp.stops(too_fast=any(holds.is_signal(owner) for owner in found))
+                ramp.stops(too_fast=any(is_signal(owner) for owner in found))
             else:
                 ramp.goes_on()
         # Before anything was read of it, what is declared may be tuned away.
@@ -102,7 +102,7 @@ class Governor:
             for name, watch in self._watches.items():
                 unread = watch.is_first
                 # At first, the last verdict is the hold that others placed.
-                paused = self._bad.get(name, holds.of_signal(name) in held)
+                paused = self._bad.get(name, signal_owner(name) in held)
                 verdict = judge(limits[name], watch.reading(), paused=paused)
                 if name in self._bad or not (unread or isinstance(standing, str)):
                     self._bad[name] = verdict.bad
@@ -119,11 +119,11 @@ class Governor:
         Raises:
             Throttled: `max_wait` passed, or a signal is critical.
         """
-        begun = time.monotonic()
+        begun = self._clock.monotonic()
         told: set[str] = set()
         while True:
             found, critical = self._against()
-            waited = time.monotonic() - begun
+            waited = self._clock.monotonic() - begun
             if not found:
                 break
             if waited > _QUIET and told != (news := {_NUMBERS.sub("", reason) for reason in found.values()}):
@@ -137,7 +137,7 @@ class Governor:
                     "these ranges go on from their checkpoints when they are materialized again",
                     list(found.values()),
                 )
-            if stop.wait(_LOOK):
+            if self._clock.wait(stop, _LOOK):
                 break
         if told and not stop.is_set():
             self._tell(f"going on after {waited:.1f} s")
@@ -145,10 +145,10 @@ class Governor:
 
     def rest(self, seconds: float, stop: threading.Event) -> None:
         """Rest after a batch that took so long, as `nice` and the share of full speed ask."""
-        begun = time.monotonic()
+        begun = self._clock.monotonic()
         # Asked again and again: while a long rest is under way it may be tuned, and the share grows.
-        while (left := seconds * self._rest_times() - (time.monotonic() - begun)) > 0:
-            if stop.wait(min(left, _LOOK)):
+        while (left := seconds * self._rest_times() - (self._clock.monotonic() - begun)) > 0:
+            if self._clock.wait(stop, min(left, _LOOK)):
                 return
 
     def _rest_times(self) -> float:
@@ -165,26 +165,26 @@ class Governor:
 
     # -- threads ------------------------------------------------------------------------------------------
 
-    def _watch(self, settings: tuning.Settings) -> None:
-        limits = signals.declared(settings.throttle, replicas=bool(self._around.replicas))
+    def _watch(self, settings: Settings) -> None:
+        limits = settings.throttle.watched(replicas=bool(self._around.replicas))
         with self._lock:
             if self._stopped.is_set():  # nobody would stop them again
                 return
             kept = {n: w for n, w in self._watches.items() if n in limits and limits[n].same_signal(self._limits[n])}
             # All or none: those that cannot be made leave everything as it is.
-            made = {name: signals.of(name, limits[name], self._around) for name in limits if name not in kept}
+            made = {name: signals.signal_named(name, limits[name], self._around) for name in limits if name not in kept}
             for name in self._watches.keys() - kept.keys():
                 self._watches[name].stop()
                 self._bad.pop(name, None)
-            self._watches = kept | {name: Watch(name, signal) for name, signal in made.items()}
+            self._watches = kept | {name: Watch(name, signal, clock=self._clock) for name, signal in made.items()}
             self._limits = limits
             if not limits:
                 self.pace.ramp = None
             elif self.pace.ramp is None:
-                self.pace.ramp = Ramp()
+                self.pace.ramp = Ramp(clock=self._clock)
 
     def _look_at_board(self) -> None:
-        conn: Connection | None = None
+        conn: Session | None = None
         while not self._stopped.is_set():
             try:
                 if conn is None or conn.closed:
@@ -193,21 +193,20 @@ class Governor:
                 self._retune(conn)
                 self._informed = True
                 self._standing = holds.standing(conn, self._migration.name)
-                self._looked = time.monotonic()
-            except psycopg.Error as error:
+                self._looked = self._clock.monotonic()
+            except DatabaseError as error:
                 self._standing = safe(error)
             except ZdmError as error:
                 self._standing = str(error)
             except Exception as error:  # noqa: BLE001 - it must not end silently: what it cannot read is bad
                 self._standing = f"{type(error).__name__}: {error}"
-            self._stopped.wait(_BOARD)
+            self._clock.wait(self._stopped, _BOARD)
         if conn is not None:
             conn.close()
 
-    def _connect(self) -> Connection:
-        conn = connect(self._around.url, purpose=f"{self._migration.name} throttle")
+    def _connect(self) -> Session:
+        conn = server_at(self._around.url).open(purpose=f"{self._migration.name} throttle", deadline=DEADLINE)
         try:
-            set_deadline(conn, DEADLINE)
             if self._run is not None:
                 hold_run(conn, self._run)
         except BaseException:
@@ -215,12 +214,12 @@ class Governor:
             raise
         return conn
 
-    def _write_holds(self, conn: Connection) -> None:
+    def _write_holds(self, conn: Session) -> None:
         """What we see of the signals, for everybody else."""
         standing = {h.owner for h in self._standing} if not isinstance(self._standing, str) else set()
         for verdict in self._verdicts():
-            owner, now = holds.of_signal(verdict.reading.signal), time.monotonic()
-            if verdict.bad and now - self._written.get(owner, 0.0) > _RENEW:
+            owner, now = signal_owner(verdict.reading.signal), self._clock.monotonic()
+            if verdict.bad and now - self._written.get(owner, -math.inf) > _RENEW:
                 if self._young(verdict):
                     continue
                 holds.place(conn, self._migration.name, owner, verdict.reason, seconds=holds.SIGNAL_SECONDS)
@@ -229,7 +228,7 @@ class Governor:
                 holds.lift(conn, self._migration.name, owner)
                 self._written.pop(owner, None)
             standing.discard(owner)
-        for owner in filter(holds.is_signal, standing):  # of a signal that is no longer declared
+        for owner in filter(is_signal, standing):  # of a signal that is no longer declared
             holds.lift(conn, self._migration.name, owner)
             self._written.pop(owner, None)
 
@@ -238,7 +237,7 @@ class Governor:
         watch = self._watches.get(verdict.reading.signal)
         return watch is None or watch.is_first
 
-    def _retune(self, conn: Connection) -> None:
+    def _retune(self, conn: Session) -> None:
         # What is not understood may be the limit that should have stopped us: it counts as a hold.
         settings = tuning.effective(conn, self._migration)
         if settings != self.settings:
@@ -248,7 +247,7 @@ class Governor:
             self._tell("settings were changed while running")
 
 
-def _bounds(settings: tuning.Settings) -> Backfill:
+def _bounds(settings: Settings) -> Backfill:
     """How large batches are, and how long they take. Whoever needs a row of a batch waits until it is committed, which
     no canary notices: so it takes no longer than the latency that is declared to be too much.
     """
@@ -263,4 +262,4 @@ def _said(found: dict[str, str]) -> str:
 
 
 def _foreign(owner: str) -> bool:
-    return not holds.is_signal(owner) and owner not in (WINDOW, LEDGER)
+    return not is_signal(owner) and owner not in (WINDOW, LEDGER)

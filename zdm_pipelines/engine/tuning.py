@@ -6,67 +6,48 @@ second, on whatever machine they are and whatever code they began with.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from typing import Any
 
 from pydantic import ValidationError
 
-from zdm_pipelines.dialects.postgres.connection import Connection, query
+from zdm_pipelines.dialects.server import Session
+from zdm_pipelines.ledger import tuning as stored
 from zdm_pipelines.model.errors import SpecError
-from zdm_pipelines.model.migration import Backfill, Migration
-from zdm_pipelines.model.throttle import Throttle
-from zdm_pipelines.model.units import Declared
-from zdm_pipelines.model.windows import Windows
+from zdm_pipelines.model.migration import Migration
+from zdm_pipelines.model.tuning import Settings, declared_settings
 
 Changes = Mapping[str, Any]
 
 
-class Settings(Declared):
-    """The part of a declaration that may change while it runs."""
-
-    backfill: Backfill
-    throttle: Throttle
-    allowed: Windows
-
-
-def declared(migration: Migration) -> Settings:
-    """As the code has it."""
-    return Settings(backfill=migration.backfill, throttle=migration.throttle, allowed=migration.allowed)
-
-
-def publish(conn: Connection, migration: Migration) -> None:
+def publish(conn: Session, migration: Migration) -> None:
     """Tell running backfills what the code declares."""
-    text = json.dumps(declared(migration).model_dump(mode="json"))
-    query(
-        conn,
-        "INSERT INTO zdm.tuning AS t (migration, declared) VALUES ($1, $2::jsonb) ON CONFLICT (migration) "
-        "DO UPDATE SET declared = excluded.declared, changed_at = clock_timestamp() "
-        "WHERE t.declared <> excluded.declared",
-        [migration.name, text],
-    )
+    stored.publish(conn, migration.name, declared_settings(migration).model_dump(mode="json"))
 
 
-def effective(conn: Connection, migration: Migration) -> Settings:
+def effective(conn: Session, migration: Migration) -> Settings:
     """What holds now: the newest declaration, and what was tuned on top of it.
 
     Raises:
         SpecError: the ledger says something that this software does not understand.
     """
-    rows = query(conn, "SELECT declared, tuned FROM zdm.tuning WHERE migration = $1", [migration.name])
-    if not rows:
-        return declared(migration)
-    base = rows[0][0] or declared(migration).model_dump(mode="json")
-    return _settings(migration.name, _merged(base, rows[0][1]))
+    found = stored.find(conn, migration.name)
+    if found is None:
+        return declared_settings(migration)
+    return _settings(migration.name, _merged(_base(found, migration), found.tuned))
 
 
-def tuned(conn: Connection, name: str) -> dict[str, Any]:
+def _base(found: stored.Stored, migration: Migration) -> Changes:
+    return found.declared or declared_settings(migration).model_dump(mode="json")
+
+
+def tuned(conn: Session, name: str) -> dict[str, Any]:
     """What an operator set."""
-    rows = query(conn, "SELECT tuned FROM zdm.tuning WHERE migration = $1", [name])
-    return dict(rows[0][0]) if rows else {}
+    found = stored.find(conn, name)
+    return found.tuned if found else {}
 
 
-def tune(conn: Connection, migration: Migration, changes: Changes) -> Settings:
+def tune(conn: Session, migration: Migration, changes: Changes) -> Settings:
     """Set values on top of the declaration, until `reset`; gives what holds then.
 
     Args:
@@ -76,17 +57,12 @@ def tune(conn: Connection, migration: Migration, changes: Changes) -> Settings:
         SpecError: a value cannot be meant; nothing is changed.
     """
     with conn.transaction():
-        query(conn, "INSERT INTO zdm.tuning (migration) VALUES ($1) ON CONFLICT DO NOTHING", [migration.name])
-        rows = query(conn, "SELECT declared, tuned FROM zdm.tuning WHERE migration = $1 FOR UPDATE", [migration.name])
-        base = rows[0][0] or declared(migration).model_dump(mode="json")
-        wanted = _merged(rows[0][1], changes)
+        found = stored.lock(conn, migration.name)
+        base = _base(found, migration)
+        wanted = _merged(found.tuned, changes)
         settings = _settings(migration.name, _merged(base, wanted))
         _require_declared(migration.name, _settings(migration.name, base), settings)
-        query(
-            conn,
-            "UPDATE zdm.tuning SET tuned = $2::jsonb, changed_at = clock_timestamp() WHERE migration = $1",
-            [migration.name, json.dumps(wanted)],
-        )
+        stored.keep(conn, migration.name, wanted)
     return settings
 
 
@@ -102,9 +78,9 @@ def _require_declared(name: str, base: Settings, wanted: Settings) -> None:
             )
 
 
-def reset(conn: Connection, name: str) -> None:
+def reset(conn: Session, name: str) -> None:
     """Go back to what is declared."""
-    query(conn, "UPDATE zdm.tuning SET tuned = '{}', changed_at = clock_timestamp() WHERE migration = $1", [name])
+    stored.keep(conn, name, {})
 
 
 def _merged(base: Changes, over: Changes) -> dict[str, Any]:

@@ -7,15 +7,14 @@ from __future__ import annotations
 
 import math
 import threading
-import time
 from collections.abc import Mapping
+from contextlib import closing
 from decimal import Decimal
 
-import psycopg
-
-from zdm_pipelines.dialects.postgres.connection import safe
+from zdm_pipelines.dialects import DatabaseError, safe
 from zdm_pipelines.engine import signals
 from zdm_pipelines.engine.signals import DEADLINE, Signal, Surroundings
+from zdm_pipelines.model.clock import SYSTEM, Clock
 from zdm_pipelines.model.errors import ZdmError
 from zdm_pipelines.model.throttle import Limit
 from zdm_pipelines.model.values import Reading, Verdict
@@ -27,7 +26,7 @@ def measure(name: str, signal: Signal) -> Reading:
     """Read a signal once; whatever goes wrong is what the reading says."""
     try:
         measured = signal.read()
-    except psycopg.Error as error:
+    except DatabaseError as error:
         return Reading(signal=name, value=None, problem=safe(error))
     except ZdmError as error:
         return Reading(signal=name, value=None, problem=f"{error.thing}: {error.fact}")
@@ -69,28 +68,29 @@ def judge(limit: Limit, reading: Reading, *, paused: bool) -> Verdict:
 class Watch(threading.Thread):
     """Reads one signal again and again until told to stop."""
 
-    def __init__(self, name: str, signal: Signal) -> None:
+    def __init__(self, name: str, signal: Signal, *, clock: Clock = SYSTEM) -> None:
         # A daemon: a reader that hangs must not keep the process alive.
         super().__init__(name=f"zdm watch {name}", daemon=True)
         self.signal_name = name
         self._signal = signal
+        self._clock = clock
         self._told = threading.Event()
-        self._begun = time.monotonic()  # of the reading under way
+        self._begun = self._clock.monotonic()  # of the reading under way
         self._latest: tuple[float, Reading] | None = None
         self.start()
 
     def run(self) -> None:
         """Read until told to stop."""
         while not self._told.is_set():
-            self._begun = time.monotonic()
+            self._begun = self._clock.monotonic()
             reading = measure(self.signal_name, self._signal)
-            self._latest = (time.monotonic(), reading)
-            self._told.wait(self._signal.every)
+            self._latest = (self._clock.monotonic(), reading)
+            self._clock.wait(self._told, self._signal.every)
         self._signal.close()
 
     def reading(self) -> Reading:
         """The latest, or that there is none in time."""
-        latest, now = self._latest, time.monotonic()
+        latest, now = self._latest, self._clock.monotonic()
         if latest is not None and (self._begun <= latest[0] or now - self._begun < DEADLINE):
             return latest[1]
         if self.is_first:
@@ -102,7 +102,7 @@ class Watch(threading.Thread):
     @property
     def is_first(self) -> bool:
         """Whether the first reading is still under way, and in time."""
-        return self._latest is None and time.monotonic() - self._begun < DEADLINE
+        return self._latest is None and self._clock.monotonic() - self._begun < DEADLINE
 
     def stop(self) -> None:
         """Stop after the reading under way; does not wait for it."""
@@ -112,24 +112,24 @@ class Watch(threading.Thread):
 def once(limits: Mapping[str, Limit], around: Surroundings) -> dict[str, Reading]:
     """Read signals now, side by side, each as often as it needs to say something; in a few seconds whatever hangs."""
     readings: dict[str, Reading] = {}
+    done = {name: threading.Event() for name in limits}
 
     def read(name: str, limit: Limit) -> None:
-        signal = signals.of(name, limit, around)
         try:
-            reading = measure(name, signal)
-            for _ in range(signal.samples - 1):
-                time.sleep(_PAUSE_BETWEEN_SAMPLES)
+            with closing(signals.signal_named(name, limit, around)) as signal:
                 reading = measure(name, signal)
-            readings[name] = reading
+                for _ in range(signal.samples - 1):
+                    around.clock.sleep(_PAUSE_BETWEEN_SAMPLES)
+                    reading = measure(name, signal)
+                readings[name] = reading
         finally:
-            signal.close()
+            done[name].set()
 
-    threads = [threading.Thread(target=read, args=each, daemon=True) for each in limits.items()]
-    for thread in threads:
-        thread.start()
-    deadline = time.monotonic() + 2 * DEADLINE
-    for thread in threads:
-        thread.join(max(0.0, deadline - time.monotonic()))
+    for name, limit in limits.items():
+        threading.Thread(target=read, args=(name, limit), name=f"zdm look {name}", daemon=True).start()
+    deadline = around.clock.monotonic() + 2 * DEADLINE
+    for name in limits:
+        around.clock.wait(done[name], max(0.0, deadline - around.clock.monotonic()))
     return {
         name: readings.get(name)
         or Reading(signal=name, value=None, problem=f"it has not answered for {2 * DEADLINE:.0f} s")

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import os
-from typing import Annotated, Literal
+from collections.abc import Mapping, Sequence
+from functools import cached_property, reduce
+from operator import or_
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, TypeAdapter, field_validator, model_validator
 
+from zdm_pipelines.model.change import ChangeSpec
 from zdm_pipelines.model.errors import SpecError
+from zdm_pipelines.model.lifecycle import Lifecycle
 from zdm_pipelines.model.names import TableName, too_long
 from zdm_pipelines.model.throttle import Throttle
 from zdm_pipelines.model.units import Declared, Duration, written
@@ -16,36 +21,6 @@ from zdm_pipelines.model.windows import Windows
 _VARIABLE = r"^[A-Za-z_][A-Za-z0-9_]*$"
 Percent = Annotated[int, Field(ge=1, le=100, strict=True)]
 Rows = Annotated[int, Field(gt=0, strict=True)]
-Expression = Annotated[str, Field(min_length=1)]
-
-
-class NewColumn(Declared):
-    """The column that takes over."""
-
-    name: str = Field(min_length=1, description="Exact name of the new column.")
-    type: str = Field(min_length=1, description="SQL type of the new column, as text or numeric(12,2).")
-    nullable: bool = Field(default=True, strict=True, description="false: NOT NULL is set once parity is proven.")
-    default: str | None = Field(
-        default=None, description="SQL default of the new column; set when the old column is renamed away."
-    )
-
-
-class ReplaceColumn(Declared):
-    """Replace one column by another, keeping both in sync until nobody uses the old one."""
-
-    kind: Literal["replace_column"]
-    old: str = Field(min_length=1, description="Exact name of the column to be replaced.")
-    new: NewColumn
-    up: Expression = Field(description="SQL over the row that gives the new value from the old shape.")
-    down: Expression = Field(
-        description="SQL over the row that gives the old value from the new shape: keeps rollback open."
-    )
-
-    @model_validator(mode="after")
-    def _two_columns(self) -> ReplaceColumn:
-        if self.old == self.new.name:
-            raise ValueError(f"old and new are both {self.old!r}: give the new column a name of its own")
-        return self
 
 
 class Backfill(Declared):
@@ -131,7 +106,7 @@ class Migration(Declared):
     )
     database: str = Field(pattern=r"^[a-z][a-z0-9_]*$", description="Name of a declared database.")
     table: str = Field(min_length=1, description="schema.table; parts that hold a dot or quote in double quotes.")
-    change: ReplaceColumn
+    change: ChangeSpec  # while it runs, the union of all kinds: see `set_kinds`
     backfill: Backfill = Backfill()
     throttle: Throttle = Throttle()
     allowed: Windows = Field(
@@ -153,14 +128,18 @@ class Migration(Declared):
         for what, name in (
             ("schema", parsed.schema),
             ("table", parsed.name),
-            ("old column", self.change.old),
-            ("new column", self.change.new.name),
+            *self.change.names().items(),
         ):
             if too_long(name):
                 raise ValueError(
                     f"{what} {name!r} is {len(name.encode())} bytes and Postgres keeps 63: give it a shorter name"
                 )
         return self
+
+    @cached_property
+    def lifecycle(self) -> Lifecycle:
+        """The phases and states of this migration, from what its change needs."""
+        return Lifecycle.of(self.change.needs)
 
     @property
     def table_name(self) -> TableName:
@@ -171,6 +150,28 @@ class Migration(Declared):
     def flag(self) -> str:
         """The flag that reads ask."""
         return self.reads.flag or f"read_{self.name}"
+
+
+_changes: dict[str, TypeAdapter[ChangeSpec]] = {}  # under one key: the union of all kinds
+
+
+def set_kinds(specs: Sequence[type[ChangeSpec]]) -> None:
+    """Say which kinds of change there are: `Migration.change` is their union, told apart by `kind`."""
+    arms: Any = reduce(or_, specs)
+    field = Migration.model_fields["change"]
+    field.annotation, field.discriminator = arms, "kind" if len(specs) > 1 else None
+    Migration.model_rebuild(force=True)
+    tagged: Any = Annotated[arms, Field(discriminator="kind")]
+    _changes["union"] = TypeAdapter(tagged if len(specs) > 1 else arms)
+
+
+def stored_change(values: Mapping[str, Any]) -> ChangeSpec:
+    """A change as the ledger keeps it, read with today's models: keys that were added since have their defaults.
+
+    Raises:
+        pydantic.ValidationError: it was stored by a version that knows more than this one.
+    """
+    return _changes["union"].validate_python(values)
 
 
 class Database(Declared):

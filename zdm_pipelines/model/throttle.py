@@ -9,7 +9,7 @@ from urllib.parse import urlsplit
 
 from pydantic import Field, field_validator, model_validator
 
-from zdm_pipelines.model.units import Declared, Duration, Size, Unit, written
+from zdm_pipelines.model.units import Declared, Duration, Size, Unit, for_people, written
 
 SignalName = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$", max_length=40)]
 
@@ -44,7 +44,7 @@ class Limit(Declared):
 
     def show(self, value: float) -> str:
         """A value of this signal for people."""
-        return self.unit.show(value)
+        return for_people(value, self.unit)
 
     def same_signal(self, other: Limit) -> bool:
         """Whether both are limits of the same number."""
@@ -203,6 +203,14 @@ class Throttle(Declared):
                 yield name, declared
         for limit in self._own():
             yield limit.name, limit
+
+    def watched(self, *, replicas: bool) -> dict[str, Limit]:
+        """The signals that are watched, by name.
+
+        Args:
+            replicas: whether the database declares replicas; without any there is no heartbeat to see.
+        """
+        return {name: limit for name, limit in self.limits() if replicas or name != "heartbeat_lag"}
 
     def _own(self) -> tuple[NamedLimit, ...]:
         return (*self.sql, *self.http)

@@ -1,4 +1,4 @@
-"""Units: durations and sizes as people write them, read as seconds and bytes."""
+"""Units: durations and sizes as people write them, read as seconds and bytes, and shown again."""
 
 from __future__ import annotations
 
@@ -44,35 +44,6 @@ def written(default: str) -> Any:
     return default
 
 
-def _written(value: float, units: dict[str, float], last: str) -> str:
-    """As a user would write it: in the largest unit that gives a whole number and is read again as the same value."""
-    for unit, worth in reversed(units.items()):
-        count = round(value / worth)
-        if count and count * worth == value:
-            return f"{count}{unit}"
-    return f"{Decimal(repr(value)):f}".removesuffix(".0") + last
-
-
-Duration = Annotated[
-    float,
-    BeforeValidator(seconds),
-    PlainSerializer(lambda value: _written(value, _SECONDS, "s"), when_used="json"),  # so that it can be read again
-    WithJsonSchema({"type": "string", "pattern": _DURATION, "examples": ["250ms", "5s", "7d"]}),
-]
-Size = Annotated[
-    float,
-    BeforeValidator(size),
-    PlainSerializer(lambda value: _written(value, _BYTES, "B"), when_used="json"),
-    WithJsonSchema({"type": "string", "pattern": _SIZE, "examples": ["64MB", "2GB"]}),
-]
-
-
-class Declared(BaseModel):
-    """A part of a declaration: unknown keys are errors, values never change."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
-
-
 class Unit(StrEnum):
     """What a number counts."""
 
@@ -81,15 +52,51 @@ class Unit(StrEnum):
     BYTES_PER_SECOND = "B/s"
     COUNT = ""
 
-    def show(self, value: float) -> str:
-        """A value for people: 0.250 s, 64.0 MB, 12."""
-        if self is Unit.SECONDS:
-            return f"{value:.3f} s" if value < 10 else f"{value:,.0f} s"
-        if self is Unit.COUNT:
-            return f"{value:,.6g}"
-        per = "/s" if self is Unit.BYTES_PER_SECOND else ""
-        for name in ("B", "kB", "MB", "GB"):
-            if abs(value) < 1024:
-                return f"{value:.0f} {name}{per}" if name == "B" else f"{value:.1f} {name}{per}"
-            value /= 1024
-        return f"{value:,.1f} TB{per}"
+
+def for_people(value: float, unit: Unit) -> str:
+    """A value as people like to read it: 0.250 s, 12 min, 25 h, 64.0 MB, 12."""
+    if unit is Unit.SECONDS:
+        for name, worth in (("d", 86_400.0), ("h", 3_600.0), ("min", 60.0)):
+            if value >= 2 * worth:  # 25 h says more than 1 d
+                return f"{value / worth:,.1f}".removesuffix(".0") + f" {name}"
+        return f"{value:.3f} s" if value < 10 else f"{value:.0f} s"
+    if unit is Unit.COUNT:
+        return f"{value:,.6g}"
+    per = "/s" if unit is Unit.BYTES_PER_SECOND else ""
+    for name in ("B", "kB", "MB", "GB"):
+        if abs(value) < 1024:
+            return f"{value:.0f} {name}{per}" if name == "B" else f"{value:.1f} {name}{per}"
+        value /= 1024
+    return f"{value:,.1f} TB{per}"
+
+
+def as_declared(value: float, unit: Unit) -> str:
+    """A duration or size as one would declare it: in the largest unit that gives a whole number and is read again as
+    the same value.
+    """
+    units, smallest = (_SECONDS, "s") if unit is Unit.SECONDS else (_BYTES, "B")
+    for name, worth in reversed(units.items()):
+        count = round(value / worth)
+        if count and count * worth == value:
+            return f"{count}{name}"
+    return f"{Decimal(repr(value)):f}".removesuffix(".0") + smallest
+
+
+Duration = Annotated[
+    float,
+    BeforeValidator(seconds),
+    PlainSerializer(lambda value: as_declared(value, Unit.SECONDS), when_used="json"),  # so that it can be read again
+    WithJsonSchema({"type": "string", "pattern": _DURATION, "examples": ["250ms", "5s", "7d"]}),
+]
+Size = Annotated[
+    float,
+    BeforeValidator(size),
+    PlainSerializer(lambda value: as_declared(value, Unit.BYTES), when_used="json"),
+    WithJsonSchema({"type": "string", "pattern": _SIZE, "examples": ["64MB", "2GB"]}),
+]
+
+
+class Declared(BaseModel):
+    """A part of a declaration: unknown keys are errors, values never change."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)

@@ -5,12 +5,27 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Any
+from typing import Any, NamedTuple
 
 from zdm_pipelines.model.names import TableName
 from zdm_pipelines.model.states import Phase, State
 
 Key = tuple[str, ...]  # one primary-key value, each column in the server's own text form
+
+
+class Statement(NamedTuple):
+    """SQL and the values that are bound to its $1, $2, …: printable before it runs."""
+
+    sql: str
+    values: Sequence[Any] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Relation:
+    """A table that a change claims: no second migration touches it, and locks are taken in the order of claims."""
+
+    name: TableName
+    oid: int  # 0: expand creates it, and it is found by its name in the transaction that did
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,6 +54,23 @@ class RangeProgress:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Moved:
+    """What one batch did, or what a range came to."""
+
+    partition: str
+    rows: int
+    batches: int
+    retries: int
+    seconds: float
+    wal_bytes: int
+    done: bool
+    batch_rows: int  # present size of a batch
+    already: int = 0  # rows moved by earlier runs of this range
+    hot: int = 0  # rows moved in place (heap-only): no index was touched
+    dead: int = 0  # dead rows that the table has more than before, by whomever
+
+
+@dataclass(frozen=True, kw_only=True)
 class Step:
     """One statement of a phase, printable before it runs."""
 
@@ -50,13 +82,19 @@ class Step:
     done_when: str = (
         ""  # SQL giving true when it is done already; empty: only inside a transaction that also moves the state
     )
+    undone_when: str = ""  # SQL giving true when there is nothing to take back; empty: the undo says so by itself
     in_transaction: bool = True  # CONCURRENTLY must stand alone
 
     def undoing(self) -> Step:
         """The step that takes this one back; only for steps that have an undo."""
         reason = f"takes back: {self.name}"
         return Step(
-            name=f"undo {self.name}", sql=self.undo, reason=reason, lock=self.lock, in_transaction=self.in_transaction
+            name=f"undo {self.name}",
+            sql=self.undo,
+            reason=reason,
+            lock=self.lock,
+            done_when=self.undone_when,
+            in_transaction=self.in_transaction,
         )
 
 
@@ -94,11 +132,8 @@ class Catalog:
     bytes: int  # heap, without indexes
     columns: tuple[Column, ...]
     key: tuple[Column, ...]  # primary key, in index order
-    up_inputs: tuple[str, ...] = ()  # columns that `up` reads
-    down_inputs: tuple[str, ...] = ()  # columns that `down` reads
     immutable: bool = True  # whether `up` and `down` depend on the row alone, not on session settings
     search_path: str = '"$user", public'  # under which `up` and `down` were read
-    rebuilds: tuple[Rebuild, ...] = ()
     warnings: tuple[str, ...] = ()
 
     def column(self, name: str) -> Column:

@@ -1,21 +1,32 @@
-"""Contract: rename the old shape out of sight, and drop it once nobody missed it; the gate decides both times."""
+"""Contract: put the old shape out of sight, and drop it once nobody missed it; the gate decides both times."""
 
 from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
+from typing import Any
 
-import psycopg
-
-from zdm_pipelines.changes import Change, bind
-from zdm_pipelines.dialects.postgres.connection import Connection, connected, mapping, query, scalar
-from zdm_pipelines.engine import gate, ledger, locks, parity, proofs, ranges, sessions
+from zdm_pipelines import ledger
+from zdm_pipelines.changes import Change, Words, kind_of
+from zdm_pipelines.dialects import DatabaseError, mapping
+from zdm_pipelines.dialects.server import Session
+from zdm_pipelines.engine import gate
+from zdm_pipelines.engine.context import Context, outlasting
+from zdm_pipelines.engine.proof import parity, proofs
+from zdm_pipelines.engine.schema import locks
+from zdm_pipelines.engine.schema.sync import sync_marks, wait_for_writers
+from zdm_pipelines.ledger import ranges as known_ranges
+from zdm_pipelines.model.capabilities import Notes
 from zdm_pipelines.model.errors import GateRefused, MappingFailed
-from zdm_pipelines.model.migration import Migration
+from zdm_pipelines.model.lifecycle import Need
 from zdm_pipelines.model.states import Phase, State
-from zdm_pipelines.model.values import Catalog, Report, Step
+from zdm_pipelines.model.values import Moved, Report, Statement, Step
+from zdm_pipelines.phases import row_work
+from zdm_pipelines.phases.beginning import begin, bound, claims
+from zdm_pipelines.phases.way_back import bring_back
 
 # The proof must end before tracking ends by itself.
 _TRACK = timedelta(hours=24)
@@ -23,79 +34,130 @@ _FEW = 2_000  # recorded keys that are compared under the lock: some millisecond
 _DRAINS = 20
 
 
-def plan(migration: Migration, catalog: Catalog) -> list[Step]:
+def plan(context: Context, change: Change) -> list[Step]:
     """Both stages; the gate stands before each."""
-    change = bind(migration, catalog)
-    return [change.track("…"), *change.tombstone(), *change.drop()]
+    steps: list[Step] = []
+    if change.rows is not None and change.rows.destroys:
+        steps += row_work.plan(context, change)
+    if change.sync is not None and change.parity is not None:
+        steps.append(change.sync.note(Notes(track_until="…")))
+    if change.retire is not None:
+        steps += [*change.retire.tombstone(), *change.retire.drop()]
+    return steps
 
 
 def run(
-    migration: Migration,
-    url: str,
+    context: Context,
     *,
     more_reasons: Sequence[str] = (),
-    tell: sessions.Tell = sessions.silent,
     compared: Callable[[int], None] = lambda _: None,
 ) -> Report:
-    """From `switched` to `tombstoned`, from there to `contracted`; one stage a run.
+    """From the last state before contract to `tombstoned`, from there to `contracted`; one stage a run.
 
     Args:
         more_reasons: what the caller knows against it, besides what the database says.
+        compared: called with the number of rows compared after each range.
 
     Raises:
         GateRefused: with every reason; nothing was changed.
         LockNotAcquired, MigrationBusy, DatabaseUnreachable, OutcomeUnknown
     """
-    job = _Run(migration, url, more_reasons, tell, compared)
-    return sessions.resilient(job.run, thing=migration.name, tell=tell)
+    job = _Contract(context, more_reasons=more_reasons, compared=compared)
+    return context.outlast(job.run)
 
 
-def _bound(conn: Connection, migration: Migration, entry: ledger.Entry, *, tombstoned: bool) -> Change:
+def destroy(context: Context, **options: Any) -> Generator[Moved]:
+    """Take rows away range by range, behind the whole gate, giving one `Moved` as each range is done.
+
+    Args:
+        options: those of `row_work.run`.
+
+    Raises:
+        GateRefused: with every reason, before the first batch; besides what `row_work.run` raises.
+    """
+
+    def gate_first(session: Session, entry: ledger.Entry) -> None:
+        if found := reasons(context, session, entry, present(context, session, entry)):
+            ledger.append(session, entry.id, "contract refused", detail={"reasons": found})
+            raise GateRefused(context.name, found)
+
+    return row_work.run(context, gate=gate_first, **options)
+
+
+def present(context: Context, session: Session, entry: ledger.Entry) -> Change:
     """The change; its sync functions note what the present one notes, so that validate's proofs keep their worth."""
-    plain = bind(migration, entry.catalog, migration_id=entry.id, tombstoned=tombstoned)
-    marking = proofs.in_place(conn, entry, ranges.progress(conn, entry.id), plain)
-    return bind(migration, entry.catalog, migration_id=entry.id, tombstoned=tombstoned, marking=marking)
+    plain = bound(context, entry)
+    if plain.sync is None:
+        return plain
+    marking = proofs.in_place(session, entry, known_ranges.progress(session, entry.id), plain.sync)
+    return bound(context, entry, notes=Notes(marking=marking))
 
 
-class _Run:
-    def __init__(
-        self,
-        migration: Migration,
-        url: str,
-        more_reasons: Sequence[str],
-        tell: sessions.Tell,
-        compared: Callable[[int], None],
-    ) -> None:
-        self.migration = migration
-        self.url = url
-        self.more_reasons = more_reasons
-        self.tell = tell
-        self.compared = compared
-        self.began_in: State | None = None  # kept when the database is lost and the run goes on
-        self.done: list[str] = []
-        self.retries = 0
-        self.rows = 0
+def reasons(
+    context: Context, session: Session, entry: ledger.Entry | None, change: Change | None, *, begins: bool = False
+) -> list[str]:
+    """Everything that stands against contract but the data itself, asked of the database.
+
+    Args:
+        begins: the table was surveyed a moment ago, for contract begins the migration.
+    """
+    words = kind_of(context.migration).words(context.migration)
+    retire = change.retire if change else None
+    surveyed = entry is not None and (begins or context.lifecycle.active(entry.state))
+    return gate.reasons(
+        session,
+        entry,
+        context.migration,
+        checks=tuple(words.checks),
+        old=words.old,
+        dependents=retire.dependents(session) if retire and surveyed else (),
+        sync=change.sync if change else None,
+        constraints=change.enforce if change else (),
+    )
+
+
+@dataclass
+class _Contract:
+    """One run of contract."""
+
+    context: Context
+    more_reasons: Sequence[str]
+    compared: Callable[[int], None]
+    began_in: State | None = None  # kept when the database is lost and the run goes on
+    done: list[str] = field(default_factory=list)
+    retries: int = 0
+    rows: int = 0
+
+    @property
+    def words(self) -> Words:
+        """What the kind calls things."""
+        return kind_of(self.context.migration).words(self.context.migration)
 
     def run(self) -> Report:
+        """One stage, or what an earlier try of this run had done when the connection was lost."""
         begun = time.monotonic()
-        with sessions.session(self.url, self.migration, purpose="contract") as conn:
-            entry = ledger.find(conn, self.migration.name)
+        with self.context.session("contract") as session:
+            entry, begins = begin(self.context, session, Phase.CONTRACT)
             if entry is not None and self.began_in is None:
                 self.began_in = entry.state
             if entry is not None and entry.state == State.CONTRACTED:
-                summary = "the old column is gone already"
-            elif entry is not None and (self.began_in, entry.state) == (State.SWITCHED, State.TOMBSTONED):
+                summary = f"{self.words.old} is gone already"
+            elif (
+                entry is not None
+                and entry.state == State.TOMBSTONED
+                and self.began_in == self.context.lifecycle.undo_target(Phase.CONTRACT)
+            ):
                 # The connection was lost as this run's rename was committed: one stage a run, and this was it.
                 summary = self._tombstoned(entry)
             else:
                 try:
-                    entry, summary = self._stage(conn, entry)
+                    entry, summary = self._stage(session, entry, begins=begins)
                 except GateRefused as refused:
                     if entry is not None:
-                        ledger.append(conn, entry.id, "contract refused", detail={"reasons": refused.reasons})
+                        ledger.append(session, entry.id, "contract refused", detail={"reasons": refused.reasons})
                     raise
         return Report(
-            migration=self.migration.name,
+            migration=self.context.name,
             phase=Phase.CONTRACT,
             state=entry.state,
             summary=summary,
@@ -105,204 +167,252 @@ class _Run:
             retries=self.retries,
         )
 
-    def _change(self, conn: Connection, entry: ledger.Entry) -> Change:
-        return _bound(conn, self.migration, entry, tombstoned=entry.state == State.TOMBSTONED)
+    def _stage(self, session: Session, entry: ledger.Entry | None, *, begins: bool) -> tuple[ledger.Entry, str]:
+        change = present(self.context, session, entry) if entry else None
+        found = reasons(self.context, session, entry, change, begins=begins) + list(self.more_reasons)
+        if entry is not None and self.context.lifecycle.row_phase is Phase.CONTRACT:
+            left = [r for r in known_ranges.progress(session, entry.id) if not r.done]
+            found += [f"rows of {len(left)} ranges are not taken away yet"] if left else []
+        if found or entry is None or change is None:  # without an entry there is a reason
+            raise GateRefused(self.context.name, found)
+        if Need.TOMBSTONE in self.context.lifecycle.needs and entry.state != State.TOMBSTONED:
+            return self._tombstone(session, entry, change)
+        onward = self.context.lifecycle.transitions(entry.state)
+        if State.CONTRACTING in onward and entry.state != State.TOMBSTONED:
+            # What goes without a tombstone may be gone from here on: the state says so before the first step.
+            taken = claims(session, change) if begins else ()
+            with session.transaction():
+                entry = ledger.move(session, entry, State.CONTRACTING, what="contract began", claims=taken)
+        return self._drop(session, entry, change)
 
-    def _stage(self, conn: Connection, entry: ledger.Entry | None) -> tuple[ledger.Entry, str]:
-        change = self._change(conn, entry) if entry else None
-        reasons = self._reasons(conn, entry, change) + list(self.more_reasons)
-        if reasons or entry is None or change is None:  # without an entry there is a reason
-            raise GateRefused(self.migration.name, reasons)
-        if entry.state == State.SWITCHED:
-            return self._tombstone(conn, entry, change)
-        return self._drop(conn, entry, change)
-
-    def _reasons(self, conn: Connection, entry: ledger.Entry | None, change: Change | None) -> list[str]:
-        return gate.reasons(
-            conn,
-            entry,
-            self.migration,
-            old_column=change.old_relation() if change else "",
-            triggers=change.sync_triggers() if change else (),
-            constraints=change.constrain() if change else (),
-        )
-
-    def _compare(self, conn: Connection, entry: ledger.Entry, change: Change) -> None:
-        known = [r.range for r in ranges.progress(conn, entry.id)]
+    def _compare(self, session: Session, entry: ledger.Entry, change: Change) -> None:
+        if change.parity is None:
+            return
+        known = [r.range for r in known_ranges.progress(session, entry.id)]
         try:
             verdict = parity.compare(
-                self.url,
-                self.migration.name,
-                change,
+                self.context.server,
+                self.context.name,
+                change.parity,
                 known,
-                parallel=self.migration.backfill.max_parallel,
+                parallel=self.context.migration.backfill.max_parallel,
                 tell=self.compared,
             )
         except MappingFailed:
-            proofs.forget(conn, entry.id)
+            proofs.forget(session, entry.id)
             raise
         self.rows = verdict.rows
         if not verdict.agrees:
-            proofs.forget(conn, entry.id)  # somebody went around the trigger: validate is to find it, too
+            proofs.forget(session, entry.id)  # somebody went around the trigger: validate is to find it, too
             where = ", ".join(verdict.partitions[:10])
             reason = f"old and new disagree: {verdict.describe()} in range {where}; run validate"
-            raise GateRefused(self.migration.name, [reason])
+            raise GateRefused(self.context.name, [reason])
+
+    def _again(self, session: Session, entry: ledger.Entry, change: Change) -> None:
+        """Under the lock the gate is examined once more.
+
+        Raises:
+            GateRefused: something stands against contract now.
+        """
+        for relation in change.relations:
+            locks.lock_exclusively(session, relation)
+        if found := reasons(self.context, session, entry, change):
+            raise GateRefused(self.context.name, found)
 
     # -- first stage --------------------------------------------------------------------------------------
 
-    def _tombstone(self, conn: Connection, entry: ledger.Entry, change: Change) -> tuple[ledger.Entry, str]:
-        until: datetime = scalar(conn, "SELECT clock_timestamp() + $1", [_TRACK])
-        track = change.track(until.isoformat())
-        query(conn, "DELETE FROM zdm.touched WHERE migration_id = $1", [entry.id])
-        self._step(conn, track.sql)
-        marks = gate.sync_marks(conn, entry.catalog.oid, change.sync_triggers())
-        try:
-            gate.wait_for_writers(
-                conn,
-                entry.catalog.oid,
-                patience=self.migration.locks.give_up_after,
-                thing=f"{self.migration.name} contract",
+    def _tombstone(self, session: Session, entry: ledger.Entry, change: Change) -> tuple[ledger.Entry, str]:
+        assert change.retire is not None
+        steps = change.retire.tombstone()
+        if change.sync is None or change.parity is None:
+            moved = self._change_schema(
+                session, change, lambda: self._put_aside(session, entry, change, steps), before=lambda: None
             )
-            self._compare(conn, entry, change)
-            moved, tries = locks.change_schema(
-                conn,
-                lambda: self._rename(conn, entry, change, until, marks),
-                thing=f"{self.migration.name} contract",
-                table=entry.catalog.table,
-                oid=entry.catalog.oid,
-                locks=self.migration.locks,
-                before=lambda: self._drain(conn, entry, change),
-                tell=self.tell,
-            )
-        except BaseException:
-            self._untrack(conn, entry, track)
-            raise
-        self.retries += tries
-        self.done += [step.sql for step in change.tombstone()]
+        else:
+            moved = self._proven(session, entry, change, steps)
+        self.done += [step.sql for step in steps]
         return moved, self._tombstoned(moved)
 
-    def _untrack(self, conn: Connection, entry: ledger.Entry, track: Step) -> None:
+    def _change_schema(
+        self,
+        session: Session,
+        change: Change,
+        work: Callable[[], ledger.Entry],
+        *,
+        before: Callable[[], object] = lambda: None,
+    ) -> ledger.Entry:
+        moved, tries = locks.change_schema(
+            session, work, context=self.context, what="contract", relations=change.relations, before=before
+        )
+        self.retries += tries
+        return moved
+
+    def _put_aside(self, session: Session, entry: ledger.Entry, change: Change, steps: Sequence[Step]) -> ledger.Entry:
+        self._again(session, entry, change)
+        locks.run_steps(session, steps)
+        return ledger.move(session, entry, State.TOMBSTONED, what=f"{self.words.old} out of sight")
+
+    def _proven(self, session: Session, entry: ledger.Entry, change: Change, steps: Sequence[Step]) -> ledger.Entry:
+        """Put aside what is proven to agree: compared without a lock, then again, under it, what was written since."""
+        assert change.sync is not None  # asked by the caller
+        marking = proofs.in_place(session, entry, known_ranges.progress(session, entry.id), change.sync)
+        until: datetime = session.value("sync.end_of_tracking", _TRACK)
+        track = change.sync.note(Notes(marking=marking, track_until=until.isoformat()))
+        ledger.forget_touched(session, entry.id)
+        self._step(session, track.sql)
+        marks = sync_marks(session, change.sync)
+        try:
+            wait_for_writers(
+                session,
+                [relation.oid for relation in change.relations],
+                patience=self.context.migration.locks.give_up_after,
+                thing=f"{self.context.name} contract",
+            )
+            self._compare(session, entry, change)
+
+            def rename() -> ledger.Entry:
+                """Nobody writes now, so what is proven stays true until the rename is committed."""
+                self._again(session, entry, change)
+                if session.value("sync.is_past", until):
+                    raise GateRefused(self.context.name, [f"the proof took longer than {_TRACK}"])
+                assert change.sync is not None
+                if sync_marks(session, change.sync) != marks:
+                    # While it was off, rows were written that nobody recorded.
+                    reason = "a sync trigger was changed during the proof; run validate, then contract again"
+                    raise GateRefused(self.context.name, [reason])
+                self._touched(session, entry, change)
+                locks.run_steps(session, steps)
+                return ledger.move(session, entry, State.TOMBSTONED, what=f"{self.words.old} out of sight")
+
+            return self._change_schema(session, change, rename, before=lambda: self._drain(session, entry, change))
+        except BaseException:
+            self._untrack(session, entry, track)
+            raise
+
+    def _untrack(self, session: Session, entry: ledger.Entry, track: Step) -> None:
         """Stop recording, unless the rename was committed: then the function is the tombstone's already."""
-        with contextlib.suppress(psycopg.Error), conn.transaction():
-            same = "SELECT 1 FROM zdm.migration WHERE id = $1 AND version = $2 FOR UPDATE"
-            if query(conn, same, [entry.id, entry.version]):
-                conn.execute(track.undo.encode())
-                query(conn, "DELETE FROM zdm.touched WHERE migration_id = $1", [entry.id])
+        with contextlib.suppress(DatabaseError), session.transaction():
+            if ledger.is_unmoved(session, entry):
+                session.run(Statement(track.undo))
+                ledger.forget_touched(session, entry.id)
 
     def _tombstoned(self, entry: ledger.Entry) -> str:
-        kept = timedelta(seconds=self.migration.contract.tombstone_window)
+        kept = timedelta(seconds=self.context.migration.contract.tombstone_window)
         assert entry.tombstoned_at is not None  # entered together with the state
+        proven = f"parity proven over {self.rows:,} rows and again under the lock; " if self.rows else ""
         return (
-            f"parity proven over {self.rows:,} rows and again under the lock; the old column is out of sight and may "
+            f"{proven}{self.words.old} is out of sight and may "
             f"be dropped by another run after {entry.tombstoned_at + kept:%Y-%m-%d %H:%M:%S %Z}"
         )
 
-    def _step(self, conn: Connection, sql: str) -> None:
-        self.tell(sql)
-        conn.execute(sql.encode())
+    def _step(self, session: Session, sql: str) -> None:
+        self.context.tell(sql)
+        session.run(Statement(sql))
         self.done.append(sql)
 
-    def _drain(self, conn: Connection, entry: ledger.Entry, change: Change) -> None:
+    def _drain(self, session: Session, entry: ledger.Entry, change: Change) -> None:
         """Compare what was written during the scan before the lock is asked for, until little is left."""
         for _ in range(_DRAINS):
-            taken = self._touched(conn, entry, change)
+            taken = self._touched(session, entry, change)
             if taken > _FEW:
-                query(conn, "VACUUM (TRUNCATE false) zdm.touched")  # else the next look reads the dead rows again
+                ledger.vacuum_touched(session)  # else the next look reads the dead rows again
             else:
                 return
         raise GateRefused(
-            self.migration.name, ["the application writes faster than that can be compared: try when it is quieter"]
+            self.context.name, ["the application writes faster than that can be compared: try when it is quieter"]
         )
 
-    def _touched(self, conn: Connection, entry: ledger.Entry, change: Change) -> int:
-        with mapping(f"{self.migration.name} contract"):
-            taken, disagreeing = query(conn, change.touched_disagreeing(), [entry.id])[0]
+    def _touched(self, session: Session, entry: ledger.Entry, change: Change) -> int:
+        assert change.parity is not None  # asked by `_tombstone`
+        statement = Statement(change.parity.touched_disagreeing(), [entry.id])
+        with mapping(f"{self.context.name} contract"):
+            taken, disagreeing = session.run(statement)[0]
         if disagreeing:
             raise GateRefused(
-                self.migration.name,
+                self.context.name,
                 [f"{disagreeing} of {taken} rows written during the proof disagree; run validate"],
             )
         return int(taken)
 
-    def _rename(
-        self, conn: Connection, entry: ledger.Entry, change: Change, until: datetime, marks: list[tuple[str, str]]
-    ) -> ledger.Entry:
-        """Under the lock: nobody writes now, so what is proven stays true until the rename is committed."""
-        query(conn, f"LOCK TABLE {entry.catalog.table.sql} IN ACCESS EXCLUSIVE MODE")
-        if reasons := self._reasons(conn, entry, change):
-            raise GateRefused(self.migration.name, reasons)
-        if scalar(conn, "SELECT clock_timestamp() > $1", [until]):
-            raise GateRefused(self.migration.name, [f"the proof took longer than {_TRACK}"])
-        if gate.sync_marks(conn, entry.catalog.oid, change.sync_triggers()) != marks:
-            # While it was off, rows were written that nobody recorded.
-            raise GateRefused(
-                self.migration.name, ["a sync trigger was changed during the proof; run validate, then contract again"]
-            )
-        self._touched(conn, entry, change)
-        locks.run_steps(conn, change.tombstone())
-        return ledger.move(conn, entry, State.TOMBSTONED, what="old column out of sight")
-
     # -- second stage -------------------------------------------------------------------------------------
 
-    def _drop(self, conn: Connection, entry: ledger.Entry, change: Change) -> tuple[ledger.Entry, str]:
-        self._compare(conn, entry, change)
+    def _drop(self, session: Session, entry: ledger.Entry, change: Change) -> tuple[ledger.Entry, str]:
+        self._compare(session, entry, change)
+        steps = change.retire.drop() if change.retire else []
+        # Steps that stand alone go first: what is left is one short transaction, with the state.
+        for step in steps:
+            if not step.in_transaction:
+                locks.run_alone(session, step, context=self.context, what="contract")
+        together = [step for step in steps if step.in_transaction]
 
         def apply() -> ledger.Entry:
-            query(conn, f"LOCK TABLE {entry.catalog.table.sql} IN ACCESS EXCLUSIVE MODE")
-            if reasons := self._reasons(conn, entry, change):
-                raise GateRefused(self.migration.name, reasons)
-            locks.run_steps(conn, change.drop())
-            ledger.set_flag(conn, entry.id, 100, retired=True)
-            return ledger.move(conn, entry, State.CONTRACTED, what="old column dropped")
+            if together:
+                self._again(session, entry, change)
+            locks.run_steps(session, together)
+            ledger.set_flag(session, entry.id, 100, retired=True)
+            return ledger.move(session, entry, State.CONTRACTED, what=f"{self.words.old} dropped")
 
-        moved, tries = locks.change_schema(
-            conn,
-            apply,
-            thing=f"{self.migration.name} contract",
-            table=entry.catalog.table,
-            oid=entry.catalog.oid,
-            locks=self.migration.locks,
-            tell=self.tell,
-        )
-        self.retries += tries
-        ledger.forget_writes(conn, entry.id)  # not under the lock: it may be many rows
-        self.done += [step.sql for step in change.drop()]
-        return moved, f"the old column is dropped; {self.rows:,} rows agreed to the end"
+        moved = self._change_schema(session, change, apply) if together else self._commit(session, apply)
+        ledger.forget_writes(session, entry.id)  # not under the lock: it may be many rows
+        self.done += [step.sql for step in steps]
+        agreed = f"; {self.rows:,} rows agreed to the end" if change.parity is not None else ""
+        return moved, f"{self.words.old} is dropped{agreed}"
+
+    def _commit(self, session: Session, work: Callable[[], ledger.Entry]) -> ledger.Entry:
+        with session.transaction():
+            return work()
 
 
-def undo(migration: Migration, url: str, *, tell: sessions.Tell = sessions.silent) -> None:
-    """Bring the old column back from its tombstone."""
-    sessions.resilient(lambda: _undo(migration, url, tell), thing=migration.name, tell=tell)
-
-
-def _undo(migration: Migration, url: str, tell: sessions.Tell) -> None:
-    with sessions.session(url, migration, purpose="rollback") as conn:
-        entry = ledger.require(conn, migration, (State.TOMBSTONED, State.SWITCHED), to_do="undo contract")
-        if entry.state == State.SWITCHED:
+@outlasting
+def undo(context: Context) -> None:
+    """Bring the old shape back from its tombstone, or the rows that are kept."""
+    lifecycle = context.lifecycle
+    with context.session("rollback") as session:
+        before = lifecycle.undo_target(Phase.CONTRACT)
+        under_way = frozenset(s for s in lifecycle.states if lifecycle.undoes(Phase.CONTRACT, s))
+        entry = ledger.require(session, context.migration, under_way | {before}, to_do="undo contract")
+        if entry.state == before:
             return
+        words = kind_of(context.migration).words(context.migration)
+        change = _untombstoned(context, session, entry)
         # The steps are those that made the tombstone, taken back in reverse.
-        steps = _bound(conn, migration, entry, tombstoned=False).tombstone()
+        steps = change.retire.tombstone() if change.retire and entry.state == State.TOMBSTONED else []
+        if change.rows is not None and change.rows.destroys:
+            bring_back(context, session, entry, change.rows)
+        for step in change.retire.restore() if change.retire and entry.state == State.CONTRACTING else []:
+            _restore(context, session, change, step)
 
         def apply() -> None:
             for step in reversed(steps):
-                tell(step.undo)
-                conn.execute(step.undo.encode())
-            ledger.move(conn, entry, State.SWITCHED, what="old column back")
+                context.tell(step.undo)
+                session.run(Statement(step.undo))
+            ledger.move(session, entry, before, what=f"{words.old} back")
 
-        locks.change_schema(
-            conn,
-            apply,
-            thing=f"{migration.name} rollback",
-            table=entry.catalog.table,
-            oid=entry.catalog.oid,
-            locks=migration.locks,
-            tell=tell,
-        )
+        locks.change_schema(session, apply, context=context, what="rollback", relations=change.relations)
 
 
-def refusals(migration: Migration, url: str) -> list[str]:
+def _restore(context: Context, session: Session, change: Change, step: Step) -> None:
+    """Make anew what a contract that was stopped has dropped."""
+    if not step.in_transaction:
+        locks.run_alone(session, step, context=context, what="rollback")
+        return
+    locks.change_schema(
+        session, lambda: locks.run_steps(session, [step]), context=context, what="rollback", relations=change.relations
+    )
+
+
+def _untombstoned(context: Context, session: Session, entry: ledger.Entry) -> Change:
+    """The change as it stood before the tombstone."""
+    visible = replace(entry, state=context.lifecycle.undo_target(Phase.CONTRACT))
+    plain = bound(context, entry)
+    if plain.sync is None:
+        return bound(context, visible)
+    marking = proofs.in_place(session, entry, known_ranges.progress(session, entry.id), plain.sync)
+    return bound(context, visible, notes=Notes(marking=marking))
+
+
+def refusals(context: Context) -> list[str]:
     """What stands against contract now, without the comparison of rows; changes nothing."""
-    with connected(url, purpose=f"{migration.name} status") as conn:
-        entry = ledger.find(conn, migration.name)
-        run_ = _Run(migration, url, (), sessions.silent, lambda _: None)
-        return run_._reasons(conn, entry, run_._change(conn, entry) if entry else None)
+    with context.looking("status") as session:
+        entry = ledger.find(session, context.name)
+        return reasons(context, session, entry, present(context, session, entry) if entry else None)

@@ -1,67 +1,62 @@
-"""Expand: add the new shape and keep both in sync, in one short transaction."""
+"""Expand: add the new shape and keep both in sync, in one short transaction; then cut the ranges."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Sequence
 
-from zdm_pipelines.changes import bind
-from zdm_pipelines.dialects.postgres.connection import Connection, query
-from zdm_pipelines.engine import ledger, locks, ranges, sessions
+from zdm_pipelines import ledger
+from zdm_pipelines.changes import Change, kind_of
+from zdm_pipelines.dialects import DatabaseError, fault, safe
+from zdm_pipelines.dialects.server import Fault, Session
+from zdm_pipelines.engine.context import Context, outlasting
+from zdm_pipelines.engine.rows import ranges
+from zdm_pipelines.engine.schema import locks
 from zdm_pipelines.model.errors import StateConflict
-from zdm_pipelines.model.migration import Migration
-from zdm_pipelines.model.states import ACTIVE, Phase, State
-from zdm_pipelines.model.values import Catalog, Report, Step
+from zdm_pipelines.model.lifecycle import Need
+from zdm_pipelines.model.states import Phase, State
+from zdm_pipelines.model.values import RangeProgress, Report, Step
+from zdm_pipelines.phases.beginning import begin, bound, claims
 
-Look = Callable[[Connection, Migration], Catalog]
+# The sync trigger notes each session once a minute: two minutes miss nobody who writes more often.
+_NEW_CODE_SECONDS = 120.0
+# Longer than clients keep a flag (one second) and take to read it (another) together.
+FLAG_SECONDS = 4.0
 
 
-def plan(migration: Migration, catalog: Catalog) -> list[Step]:
+def plan(context: Context, change: Change) -> list[Step]:
     """The steps, without running them."""
-    return bind(migration, catalog).expand()
+    return list(change.expand)
 
 
-def run(migration: Migration, url: str, *, look: Look, tell: sessions.Tell = sessions.silent) -> Report:
+@outlasting
+def run(context: Context) -> Report:
     """Expand, or find it done; then cut the ranges.
-
-    Args:
-        look: preflight; asked before anything is changed.
 
     Raises:
         PreflightError, LockNotAcquired, StateConflict, MigrationBusy, DatabaseUnreachable, OutcomeUnknown
     """
-    return sessions.resilient(lambda: _run(migration, url, look, tell), thing=migration.name, tell=tell)
-
-
-def _run(migration: Migration, url: str, look: Look, tell: sessions.Tell) -> Report:
-    begun = time.monotonic()
-    done: list[str] = []
-
-    def note(text: str) -> None:
-        tell(text)
-        done.append(text)
-
-    tries = 0
-    with sessions.session(url, migration, purpose="expand") as conn:
-        entry = ledger.find(conn, migration.name)
-        begins = entry is None or entry.state in (State.PLANNED, State.ROLLED_BACK)
-        catalog = look(conn, migration) if begins else None  # before the ledger is made: bad input changes nothing
-        ledger.ensure(url)
-        if catalog is not None:
-            entry = ledger.register(conn, migration, catalog)
-            tries = _expand(conn, migration, entry, note, tell)
-        entry = ledger.require(conn, migration, ACTIVE - {State.TOMBSTONED}, to_do="be expanded again")
-        with ledger.transaction(conn):
-            cut = ranges.plan(conn, entry.id, entry.catalog, range_rows=migration.backfill.range_rows)
-        rows = ranges.estimate_rows(conn, entry.catalog)
+    begun, tries = time.monotonic(), 0
+    done: Sequence[Step] = ()
+    with context.session("expand") as session:
+        entry, begins = begin(context, session, Phase.EXPAND)
+        if begins:
+            assert entry is not None  # registered a moment ago
+            done = bound(context, entry).expand
+            tries = _expand(context, session, entry, done)
+        entry = ledger.require(
+            session, context.migration, context.lifecycle.allowed(Phase.EXPAND), to_do="be expanded again"
+        )
+        cut, rows = _cut(context, session, entry, bound(context, entry))
+    counted = f"about {rows:,} rows in {len(cut)} ranges to move" if cut else "there are no rows to move"
     return Report(
-        migration=migration.name,
+        migration=context.name,
         phase=Phase.EXPAND,
         state=entry.state,
-        summary=f"both shapes in sync; about {rows:,} rows in {len(cut)} ranges to move"
-        if done
+        summary=(f"both shapes in sync; {counted}" if Need.SYNC in context.lifecycle.needs else counted)
+        if begins
         else f"done before; {len(cut)} ranges",
-        sql=tuple(done),
+        sql=tuple(step.sql for step in done),
         seconds=time.monotonic() - begun,
         retries=tries,
         facts={
@@ -73,85 +68,81 @@ def _run(migration: Migration, url: str, look: Look, tell: sessions.Tell) -> Rep
     )
 
 
-def _expand(
-    conn: Connection, migration: Migration, entry: ledger.Entry, note: sessions.Tell, tell: sessions.Tell
-) -> int:
-    steps = bind(migration, entry.catalog, migration_id=entry.id).expand()
+def _cut(
+    context: Context, session: Session, entry: ledger.Entry, change: Change
+) -> tuple[Sequence[RangeProgress], int]:
+    """The ranges of the row work, and about how many rows lie in them."""
+    if change.rows is None:
+        return (), 0
+    with session.transaction():
+        cut = ranges.plan(session, entry.id, change.rows.over, range_rows=context.migration.backfill.range_rows)
+    return cut, ranges.estimate_rows(session, change.rows.over)
+
+
+def _expand(context: Context, session: Session, entry: ledger.Entry, steps: Sequence[Step]) -> int:
+    """Run the steps and enter the state, in one transaction; how many tries failed."""
+    change = bound(context, entry)
 
     def apply() -> None:
-        locks.run_steps(conn, steps)
+        locks.run_steps(session, steps)
         # What an earlier, rolled back attempt left.
-        query(conn, "DELETE FROM zdm.range WHERE migration_id = $1", [entry.id])
-        ledger.forget_checks(conn, entry.id)
-        ledger.forget_writes(conn, entry.id)
-        ledger.create_flag(conn, entry.id, migration.flag)
-        ledger.move(conn, entry, State.EXPANDED, what="expanded")
+        ledger.forget_ranges(session, entry.id)
+        ledger.forget_checks(session, entry.id)
+        ledger.forget_writes(session, entry.id)
+        if Need.READS in context.lifecycle.needs:
+            ledger.create_flag(session, entry.id, context.migration.flag)
+        ledger.move(session, entry, State.EXPANDED, what="expanded", claims=claims(session, change))
 
-    _, tries = locks.change_schema(
-        conn,
-        apply,
-        thing=f"{migration.name} expand",
-        table=entry.catalog.table,
-        oid=entry.catalog.oid,
-        locks=migration.locks,
-        tell=tell,
-    )
+    _, tries = locks.change_schema(session, apply, context=context, what="expand", relations=change.relations)
     for step in steps:
-        note(step.sql)
+        context.tell(step.sql)
     return tries
 
 
-def undo(migration: Migration, url: str, *, force: bool = False, tell: sessions.Tell = sessions.silent) -> None:
+@outlasting
+def undo(context: Context, *, force: bool = False) -> None:
     """Remove the new shape: the application's schema is as it was before.
 
     Args:
         force: remove it though new code wrote to it in the last two minutes.
     """
-    sessions.resilient(lambda: _undo(migration, url, force, tell), thing=migration.name, tell=tell)
-
-
-def _undo(migration: Migration, url: str, force: bool, tell: sessions.Tell) -> None:
-    with sessions.session(url, migration, purpose="rollback") as conn:
-        entry = ledger.find(conn, migration.name)
+    with context.session("rollback") as session:
+        entry = ledger.find(session, context.name)
         if entry is None or entry.state in (State.PLANNED, State.ROLLED_BACK):
             return
-        # A file edited since may name a column of the application's own as the new one.
-        entry = ledger.require(conn, migration, ACTIVE - {State.TOMBSTONED}, to_do="be rolled back")
-        if not force and (users := ledger.writers(conn, entry.id, ledger.NEW_SHAPE, within=_NEW_CODE_SECONDS)):
+        # A file edited since may name something of the application's own as the new shape.
+        entry = ledger.require(
+            session, context.migration, context.lifecycle.allowed(Phase.EXPAND), to_do="be rolled back"
+        )
+        if not force and (
+            users := ledger.recent_writers(session, entry.id, ledger.NEW_SHAPE, within=_NEW_CODE_SECONDS)
+        ):
             raise StateConflict(
-                migration.name,
-                f"new code still writes column {migration.change.new.name}: {'; '.join(users)}",
+                context.name,
+                f"new code still writes {kind_of(context.migration).words(context.migration).new}: {'; '.join(users)}",
                 "deploy code that does not know it and wait two minutes, or force it, which breaks that code",
             )
-        steps = bind(migration, entry.catalog, migration_id=entry.id).expand()
-
-        # Applications keep a flag's last value: all must have read that it is 0 before the column goes.
-        while not ledger.flag_settled(conn, entry.id, seconds=FLAG_SECONDS):
+        change = bound(context, entry)
+        # Applications keep a flag's last value: all must have read that it is 0 before the new shape goes.
+        while not ledger.flag_settled(session, entry.id, seconds=FLAG_SECONDS):
             time.sleep(0.1)
 
         def apply() -> None:
-            for step in reversed(steps):
+            for step in reversed(change.expand):
                 if step.undo:
-                    tell(step.undo)
-                    conn.execute(step.undo.encode())
-            ledger.drop_flag(conn, entry.id)
-            ledger.forget_checks(conn, entry.id)
-            query(conn, "DELETE FROM zdm.range WHERE migration_id = $1", [entry.id])
-            ledger.move(conn, entry, State.ROLLED_BACK, what="rolled back")
+                    context.tell(step.undo)
+                    locks.run_steps(session, [step.undoing()])
+            ledger.drop_flag(session, entry.id)
+            ledger.forget_checks(session, entry.id)
+            ledger.forget_ranges(session, entry.id)
+            ledger.move(session, entry, State.ROLLED_BACK, what="rolled back")
 
-        locks.change_schema(
-            conn,
-            apply,
-            thing=f"{migration.name} rollback",
-            table=entry.catalog.table,
-            oid=entry.catalog.oid,
-            locks=migration.locks,
-            tell=tell,
-        )
-        ledger.forget_writes(conn, entry.id)  # not under the lock: it may be many rows
-
-
-# The sync trigger notes each session once a minute: two minutes miss nobody who writes more often.
-_NEW_CODE_SECONDS = 120.0
-# Longer than clients keep a flag (one second) and take to read it (another) together.
-FLAG_SECONDS = 4.0
+        try:
+            locks.change_schema(session, apply, context=context, what="rollback", relations=change.relations)
+        except DatabaseError as error:
+            if fault(error) is not Fault.OTHER:
+                raise
+            raise StateConflict(
+                context.name, f"expand cannot be undone: {safe(error)}", "then roll back again; nothing was changed"
+            ) from None
+        ledger.forget_writes(session, entry.id)  # not under the lock: it may be many rows

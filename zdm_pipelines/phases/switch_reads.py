@@ -4,36 +4,38 @@ from __future__ import annotations
 
 import time
 
-from zdm_pipelines.changes import bind
-from zdm_pipelines.dialects.postgres.connection import connected
-from zdm_pipelines.engine import gate, ledger, sessions
+from zdm_pipelines import ledger
+from zdm_pipelines.changes import Change
+from zdm_pipelines.engine.context import Context, outlasting
+from zdm_pipelines.engine.schema.sync import sync_reasons
 from zdm_pipelines.model.errors import SpecError, StateConflict
-from zdm_pipelines.model.migration import Migration
 from zdm_pipelines.model.states import Phase, State
-from zdm_pipelines.model.values import Catalog, Report, Step
+from zdm_pipelines.model.values import Report, Step
+from zdm_pipelines.phases.beginning import as_begun, bound
 
-ALLOWED = frozenset({State.VALIDATED, State.SWITCHING, State.SWITCHED})
 
-
-def plan(migration: Migration, catalog: Catalog) -> list[Step]:
+def plan(context: Context, change: Change) -> list[Step]:
     """One step per stage of the ramp."""
     return [
         Step(
             name=f"read {percent} % from the new shape",
-            sql=_sql(migration, percent),
+            sql=_shown(context, percent),
             reason="the application asks this flag; lowering it brings reads back at once",
             lock="none",
-            undo=_sql(migration, 0),
+            undo=_shown(context, 0),
         )
-        for percent in migration.reads.ramp
+        for percent in context.migration.reads.ramp
     ]
 
 
-def _sql(migration: Migration, percent: int) -> str:
-    return f"UPDATE zdm.flag SET percent = {percent} WHERE name = '{migration.flag.replace(chr(39), chr(39) * 2)}'"
+def _shown(context: Context, percent: int) -> str:
+    """The statement that moves the flag, and the values that are bound."""
+    flag = context.migration.flag.replace("\n", " ")
+    sql = context.server.text("ledger.set_flag")
+    return f"{sql}\n-- $1: the migration's id (flag {flag}), $2: {percent}, $3: false"
 
 
-def run(migration: Migration, url: str, *, percent: int | None = None, tell: sessions.Tell = sessions.silent) -> Report:
+def run(context: Context, *, percent: int | None = None) -> Report:
     """Move the flag.
 
     Args:
@@ -44,51 +46,50 @@ def run(migration: Migration, url: str, *, percent: int | None = None, tell: ses
         SpecError: percent is out of bounds.
     """
     if percent is not None and not 0 <= percent <= 100:
-        raise SpecError(f"{migration.name} switch_reads", f"percent is {percent}", "give 0 to 100")
-    return sessions.resilient(lambda: _run(migration, url, percent, tell), thing=migration.name, tell=tell)
+        raise SpecError(f"{context.name} switch_reads", f"percent is {percent}", "give 0 to 100")
+    return _run(context, percent)
 
 
-def _run(migration: Migration, url: str, percent: int | None, tell: sessions.Tell) -> Report:
-    begun = time.monotonic()
+@outlasting
+def _run(context: Context, percent: int | None) -> Report:
+    begun, ramp = time.monotonic(), context.migration.reads.ramp
     # Bringing all reads back waits for nobody: the compare-and-set stops a contract that races with it.
-    back = percent == 0
-    session = (
-        connected(url, purpose=f"{migration.name} reads back")
-        if back
-        else sessions.session(url, migration, purpose="switch reads")
-    )
-    with session as conn:
-        entry = ledger.require(conn, migration, ALLOWED, to_do="switch reads")
-        flag = ledger.flag(conn, entry.id)
+    opened = context.looking("reads back") if percent == 0 else context.session("switch reads")
+    with opened as session:
+        if percent == 0:
+            context = as_begun(context, session)
+        allowed = context.lifecycle.allowed(Phase.SWITCH_READS)
+        entry = ledger.require(session, context.migration, allowed, to_do="switch reads", as_declared=percent != 0)
+        flag = ledger.flag(session, entry.id)
         if flag is None:
-            raise StateConflict(f"flag {migration.flag}", "is gone from the ledger", "roll back and begin anew")
+            raise StateConflict(f"flag {context.migration.flag}", "is gone from the ledger", "roll back and begin anew")
         before = flag.percent
-        target = percent if percent is not None else next((p for p in migration.reads.ramp if p > before), 100)
-        triggers = bind(migration, entry.catalog, migration_id=entry.id).sync_triggers()
-        if target > before and (broken := gate.sync_reasons(conn, entry.catalog.oid, triggers)):
-            raise StateConflict(migration.name, broken[0], "mend it, then run validate before reads are switched")
-        state = State.SWITCHED if target == 100 else State.VALIDATED if target == 0 else State.SWITCHING
-        with ledger.transaction(conn):
-            ledger.set_flag(conn, entry.id, target)
+        target = percent if percent is not None else next((p for p in ramp if p > before), 100)
+        if target > before and (broken := sync_reasons(session, bound(context, entry).sync)):
+            raise StateConflict(context.name, broken[0], "mend it, then run validate before reads are switched")
+        lowest = context.lifecycle.undo_target(Phase.SWITCH_READS)
+        state = State.SWITCHED if target == 100 else lowest if target == 0 else State.SWITCHING
+        with session.transaction():
+            ledger.set_flag(session, entry.id, target)
             what, detail = f"reads at {target} %", {"from": before, "to": target}
             if state != entry.state:
-                entry = ledger.move(conn, entry, state, what=what, detail=detail)
+                entry = ledger.move(session, entry, state, what=what, detail=detail)
             else:
-                ledger.append(conn, entry.id, what, detail=detail)
-        tell(_sql(migration, target))
-    following = next((p for p in migration.reads.ramp if p > target), None)
+                ledger.append(session, entry.id, what, detail=detail)
+        context.tell(_shown(context, target))
+    following = next((p for p in ramp if p > target), None)
     return Report(
-        migration=migration.name,
+        migration=context.name,
         phase=Phase.SWITCH_READS,
         state=entry.state,
         summary=f"{target} % of keys read the new shape (before: {before} %)"
         + (f"; the next run goes to {following} %" if following else ""),
-        sql=(_sql(migration, target),),
+        sql=(_shown(context, target),),
         seconds=time.monotonic() - begun,
-        facts={"flag": migration.flag, "percent": target, "percent_before": before},
+        facts={"flag": context.migration.flag, "percent": target, "percent_before": before},
     )
 
 
-def undo(migration: Migration, url: str, *, tell: sessions.Tell = sessions.silent) -> None:
+def undo(context: Context) -> None:
     """All reads back to the old shape."""
-    run(migration, url, percent=0, tell=tell)
+    run(context, percent=0)

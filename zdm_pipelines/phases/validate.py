@@ -1,61 +1,74 @@
-"""Validate: prove parity, then give the new shape the constraints and indexes of the old."""
+"""Validate: prove that the data is right, then build what must stand on the new shape."""
 
 from __future__ import annotations
 
 import contextlib
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 
-import psycopg
-from psycopg import errors
-
-from zdm_pipelines.changes import Change, bind
-from zdm_pipelines.dialects.postgres.connection import Connection, of_data, query, safe, scalar
-from zdm_pipelines.engine import ledger, locks, parity, proofs, ranges, sessions
+from zdm_pipelines import ledger
+from zdm_pipelines.changes import Change
+from zdm_pipelines.dialects import DatabaseError, fault, safe
+from zdm_pipelines.dialects.server import Fault, Session
+from zdm_pipelines.engine.context import Context, outlasting
+from zdm_pipelines.engine.proof import parity, proofs
+from zdm_pipelines.engine.proof.readers import readers
+from zdm_pipelines.engine.schema import locks
+from zdm_pipelines.ledger import ranges as known_ranges
 from zdm_pipelines.model.errors import ParityMismatch, PreflightError, Problem
-from zdm_pipelines.model.migration import Migration
+from zdm_pipelines.model.lifecycle import Need
 from zdm_pipelines.model.states import Phase, State
-from zdm_pipelines.model.values import Catalog, Check, Parity, RangeProgress, Report, Step
+from zdm_pipelines.model.values import Check, KeyRange, Parity, RangeProgress, Report, Statement, Step
+from zdm_pipelines.phases.beginning import begin, bound, claims
 
-ALLOWED = frozenset({State.BACKFILLED, State.VALIDATED, State.SWITCHING, State.SWITCHED})
-_HIGHER = ALLOWED - {State.BACKFILLED}
+_ENFORCED = "constraints_valid"
+_NAMED = 10  # ranges named in an error
 
 
-def plan(migration: Migration, catalog: Catalog) -> list[Step]:
-    """Parity as one statement per range, then the constraints and indexes."""
-    change = bind(migration, catalog)
-    compare, _ = change.compare(("…",) * len(catalog.key), ("…",) * len(catalog.key))
-    return [
+def plan(context: Context, change: Change) -> list[Step]:
+    """Parity as one statement per range, the kind's own verdicts, then what is enforced."""
+    steps: list[Step] = []
+    open_key = ("…",) * len(change.rows.over.key) if change.rows is not None else ("…",)
+    if change.parity is not None:
+        steps.append(
+            Step(
+                name="compare old and new",
+                sql=change.parity.compare(open_key, open_key).sql,
+                reason="once a range, unless nobody wrote to it since; the checks pass only when no row disagrees",
+                lock="ACCESS SHARE: reads and writes go on",
+            )
+        )
+    if change.rows is not None and change.rows.destroys:
+        steps.append(
+            Step(
+                name="count the rows that will go",
+                sql=change.rows.waiting(open_key, open_key).sql,
+                reason="once a range: the dry run",
+                lock="ACCESS SHARE: reads and writes go on",
+            )
+        )
+    steps += [
         Step(
-            name="compare old and new",
-            sql=compare,
-            reason="once a range, unless nobody wrote to it since; the checks pass only when no row disagrees",
+            name=f"check {check.check}",
+            sql=check.count,
+            reason="no row may stand against it",
             lock="ACCESS SHARE: reads and writes go on",
-        ),
-        *change.constrain(),
-        _analyze(catalog),
+        )
+        for check in change.checks
     ]
+    return [*steps, *change.enforce, *_statistics(context, change)]
 
 
-def _analyze(catalog: Catalog) -> Step:
-    return Step(
-        name="gather statistics",
-        sql=f"ANALYZE {catalog.table.sql}",
-        reason="so that the first query on the new shape is planned as well as those on the old",
-        lock="SHARE UPDATE EXCLUSIVE: reads and writes go on",
-        in_transaction=False,
-    )
+def _statistics(context: Context, change: Change) -> list[Step]:
+    """Statistics of the tables on which something new was built."""
+    if not change.enforce:
+        return []
+    return [context.server.gather_statistics(relation.name) for relation in change.relations]
 
 
-def run(
-    migration: Migration,
-    url: str,
-    *,
-    full: bool = False,
-    tell: sessions.Tell = sessions.silent,
-    compared: Callable[[int], None] = lambda _: None,
-) -> Report:
+@outlasting
+def run(context: Context, *, full: bool = False, compared: Callable[[int], None] = lambda _: None) -> Report:
     """Run the checks; the report has them, passed or not. The state is `validated` only when all passed.
 
     Args:
@@ -65,79 +78,195 @@ def run(
     Raises:
         StateConflict, LockNotAcquired, MappingFailed, MigrationBusy, DatabaseUnreachable, OutcomeUnknown
     """
-    return sessions.resilient(lambda: _run(migration, url, full, tell, compared), thing=migration.name, tell=tell)
-
-
-def _run(migration: Migration, url: str, full: bool, tell: sessions.Tell, compared: Callable[[int], None]) -> Report:
     begun = time.monotonic()
-    done: list[str] = []
-
-    with sessions.session(url, migration, purpose="validate") as conn:
-        entry = ledger.require(conn, migration, ALLOWED, to_do="be validated")
-        ledger.ensure(url)  # it may have been made by an earlier version
-        change = bind(migration, entry.catalog, migration_id=entry.id)
-        known = ranges.progress(conn, entry.id)
-        standing = proofs.begin(
-            conn, entry, known, change, full=full, patience=migration.locks.give_up_after, tell=tell
+    with context.session("validate") as session:
+        entry, begins = begin(context, session, Phase.VALIDATE)
+        if begins:
+            assert entry is not None  # registered a moment ago
+            with session.transaction():
+                ledger.move(session, entry, State.BUILDING, what="began", claims=claims(session, bound(context, entry)))
+        entry = ledger.require(
+            session, context.migration, context.lifecycle.allowed(Phase.VALIDATE), to_do="be validated"
         )
-        verdict = _compare(conn, migration, url, entry, change, known, standing, compared)
-        done.append(change.compare(None, None)[0])
-        ranges_now = len(known) - len(standing.proven)
-        checks = [_parity_check(verdict, ranges_now, len(standing.proven)), _complete(verdict, known)]
-        retries = 0
-        if all(c.passed for c in checks):
-            constraints, retries = _constrain(conn, migration, entry, change, tell, done)
-            checks.append(constraints)
-            query(conn, _analyze(entry.catalog).sql)
-        else:
-            checks.append(Check(name="constraints_valid", passed=False, summary="not tried: the data is not right yet"))
-        entry = _settle(conn, entry, checks)
+        job = _Validation(context, session, entry, bound(context, entry), compared)
+        checks = job.examine(full=full)
+        entry = _settle(context, session, entry, checks)
     failed = [c for c in checks if not c.passed]
     return Report(
-        migration=migration.name,
+        migration=context.name,
         phase=Phase.VALIDATE,
         state=entry.state,
         summary="; ".join(f"{c.name}: {c.summary}" for c in failed or checks),
-        sql=tuple(done),
-        rows=verdict.rows - verdict.earlier,
+        sql=tuple(job.done),
+        rows=job.rows,
         seconds=time.monotonic() - begun,
-        retries=retries,
+        retries=job.retries,
         checks=tuple(checks),
-        facts={
+        facts=job.facts,
+    )
+
+
+@dataclass
+class _Validation:
+    """One run of the checks."""
+
+    context: Context
+    session: Session
+    entry: ledger.Entry
+    change: Change
+    compared: Callable[[int], None]
+    done: list[str] = field(default_factory=list)  # statements that ran
+    rows: int = 0  # compared or counted now
+    retries: int = 0
+    facts: dict[str, object] = field(default_factory=lambda: {"partitions_to_repeat": []})
+
+    def examine(self, *, full: bool) -> list[Check]:
+        """Every check of the kind, in order; nothing is enforced before the data is right."""
+        known = known_ranges.progress(self.session, self.entry.id) if self.change.rows is not None else []
+        checks: list[Check] = []
+        if self.change.parity is not None:
+            checks += self._parity(known, full=full)
+        if self.change.rows is not None and self.change.rows.destroys:
+            checks.append(self._dry_run(known))
+        for name in dict.fromkeys(check.check for check in self.change.checks if check.check != _ENFORCED):
+            good = Check(name=name, passed=True, summary="no row stands against it")
+            checks.append(self._verdict(name) or good)
+        if Need.ENFORCE in self.context.lifecycle.needs:  # also without a step: contract asks for the check
+            checks.append(self._enforce(right=all(c.passed for c in checks)))
+        return checks
+
+    # -- the data -------------------------------------------------------------------------------------------
+
+    def _parity(self, known: Sequence[RangeProgress], *, full: bool) -> list[Check]:
+        context, parity_of, sync = self.context, self.change.parity, self.change.sync
+        assert parity_of is not None  # asked by `examine`
+        standing = proofs.Standing()
+        if sync is not None:
+            standing = proofs.begin(
+                self.session, self.entry, known, proofs.Proving(sync=sync, parity=parity_of), full=full,
+                patience=context.migration.locks.give_up_after, tell=context.tell,
+            )  # fmt: skip
+        for _ in standing.proven:
+            self.compared(0)
+        verdict = parity.compare(
+            context.server,
+            context.name,
+            parity_of,
+            [r.range for r in known if r.range.ordinal not in standing.proven],
+            parallel=context.migration.backfill.max_parallel,
+            tell=self.compared,
+            each=lambda which, counts: proofs.remember(self.session, self.entry.id, standing, which, counts),
+        )
+        earlier = sum(p.rows for p in standing.proven.values())
+        through_down = verdict.through_down + sum(p.through_down for p in standing.proven.values())
+        verdict = replace(verdict, rows=verdict.rows + earlier, earlier=earlier, through_down=through_down)
+        ranges_now = len(known) - len(standing.proven)
+        self.done.append(parity_of.compare(None, None).sql)
+        self.rows += verdict.rows - earlier
+        self.facts |= {
             "partitions_to_repeat": list(verdict.partitions),
             "agree_through_down_only": verdict.through_down,
             "ranges_compared": ranges_now,
             "ranges_compared_earlier": len(standing.proven),
-            "rows_compared_earlier": verdict.earlier,
-        },
-    )
+            "rows_compared_earlier": earlier,
+        }
+        return [_parity_check(verdict, ranges_now, len(standing.proven)), _complete(verdict, known)]
 
+    def _dry_run(self, known: Sequence[RangeProgress]) -> Check:
+        """How many rows of each range will go."""
+        work = self.change.rows
+        assert work is not None  # asked by `examine`
+        counts: dict[str, int] = {}
 
-def _compare(
-    conn: Connection,
-    migration: Migration,
-    url: str,
-    entry: ledger.Entry,
-    change: Change,
-    known: Sequence[RangeProgress],
-    standing: proofs.Standing,
-    compared: Callable[[int], None],
-) -> Parity:
-    """The verdict over all ranges; those that nobody wrote since they were proven are not read."""
-    for _ in standing.proven:
-        compared(0)
-    verdict = parity.compare(
-        url,
-        migration.name,
-        change,
-        [r.range for r in known if r.range.ordinal not in standing.proven],
-        parallel=migration.backfill.max_parallel,
-        tell=compared,
-        each=lambda which, counts: proofs.remember(conn, entry.id, standing, which, counts),
-    )
-    earlier = sum(p.rows for p in standing.proven.values())
-    through_down = verdict.through_down + sum(p.through_down for p in standing.proven.values())
-    return replace(verdict, rows=verdict.rows + earlier, earlier=earlier, through_down=through_down)
+        def count(session: Session, _: int, which: KeyRange) -> int:
+            return int(session.run(work.waiting(which.lower, which.upper))[0][0])
+
+        with readers(
+            self.context.server, self.context.name, [r.range for r in known], count,
+            sessions=self.context.migration.backfill.max_parallel,
+        ) as reading:  # fmt: skip
+            for (_, which), found in reading.outcomes():
+                counts[which.partition] = found
+                self.compared(found)
+        self.done.append(work.waiting(None, None).sql)
+        total = sum(counts.values())
+        self.rows += total
+        facts: dict[str, object] = {"rows": total}
+        facts["by_range"] = [f"{r.range.partition}: {counts[r.range.partition]:,}" for r in known]
+        return Check(name="dry_run", passed=True, summary=f"{total:,} rows in {len(known)} ranges will go", facts=facts)
+
+    def _verdict(self, name: str) -> Check | None:
+        """The kind's own verdict under a name when it is bad."""
+        for check in self.change.checks:
+            if check.check == name and (count := int(self.session.run(Statement(check.count))[0][0])):
+                summary = check.failed.format(count=count)
+                if not check.keys:
+                    return Check(name=name, passed=False, summary=summary, facts={"rows": count})
+                first = ["/".join(key) for (key,) in self.session.run(Statement(check.keys))]
+                return Check(
+                    name=name,
+                    passed=False,
+                    summary=f"{summary} (first keys: {', '.join(first)})",
+                    facts={"rows": count, "first_keys": first},
+                )
+        return None
+
+    # -- what is enforced -----------------------------------------------------------------------------------
+
+    def _enforce(self, *, right: bool) -> Check:
+        """Run the steps that are not done; a step that the data refuses is taken back at once, for it binds writers."""
+        if not right:
+            return Check(name=_ENFORCED, passed=False, summary="not tried: the data is not right yet")
+        if (verdict := self._verdict(_ENFORCED)) is not None:
+            return verdict
+        begun: list[Step] = []
+        steps = list(self.change.enforce)
+        while steps:
+            for step in steps:
+                if self._is_done(step):
+                    continue
+                begun.append(step)
+                try:
+                    self._run_step(step)
+                except DatabaseError as error:
+                    if fault(error) not in (Fault.OF_DATA, Fault.TOO_LARGE):
+                        raise
+                    for taken in reversed([s for s in begun if s.undo]):
+                        with contextlib.suppress(DatabaseError):
+                            self._run_step(taken.undoing())
+                    return Check(name=_ENFORCED, passed=False, summary=f"{step.name}: {safe(error)}")
+                self.done.append(step.sql)
+            steps = list(self.change.further(self.session)) if self.change.further else []
+        for step in _statistics(self.context, self.change):
+            self.session.run(Statement(step.sql))
+        return Check(
+            name=_ENFORCED,
+            passed=True,
+            summary=f"{len([s for s in self.change.enforce if s.done_when])} steps in place",
+            facts={"steps": [s.name for s in self.change.enforce]},
+        )
+
+    def _is_done(self, step: Step) -> bool:
+        return bool(step.done_when) and bool(self.session.run(Statement(step.done_when))[0][0])
+
+    def _run_step(self, step: Step) -> None:
+        if not step.in_transaction:
+            locks.run_alone(self.session, step, context=self.context, what="validate")
+            return
+        _, tries = locks.change_schema(
+            self.session,
+            lambda: locks.run_steps(self.session, [step], tell=self.context.tell),
+            context=self.context,
+            what="validate",
+            relations=self.change.relations,
+        )
+        self.retries += tries
+
+    def take_back(self) -> None:
+        """Undo everything that is enforced."""
+        for step in reversed(self.change.enforce):
+            if step.undo:
+                self._run_step(step.undoing())
 
 
 def raise_if_failed(report: Report) -> None:
@@ -152,7 +281,7 @@ def raise_if_failed(report: Report) -> None:
         return
     partitions = report.facts["partitions_to_repeat"]
     if partitions:
-        named = ", ".join(partitions[:10]) + (", …" if len(partitions) > 10 else "")
+        named = ", ".join(partitions[:_NAMED]) + (", …" if len(partitions) > _NAMED else "")
         raise ParityMismatch(
             f"{report.migration} range {named}",
             failed[0].summary,
@@ -201,90 +330,46 @@ def _complete(verdict: Parity, known: Sequence[RangeProgress]) -> Check:
     )
 
 
-def _constrain(
-    conn: Connection,
-    migration: Migration,
-    entry: ledger.Entry,
-    change: Change,
-    tell: sessions.Tell,
-    done: list[str],
-) -> tuple[Check, int]:
-    """Run the steps that are not done; a step that the data refuses is taken back at once, for it binds writers."""
-    name = "constraints_valid"
-    if (sql := change.nulls()) and (count := int(scalar(conn, sql))):
-        return Check(
-            name=name,
-            passed=False,
-            summary=f"{count:,} rows are NULL in the new column, which is declared nullable: false",
-        ), 0
-    steps, retries, begun = change.constrain(), 0, []
-    for step in steps:
-        if step.done_when and scalar(conn, step.done_when):
-            continue
-        begun.append(step)
-        try:
-            retries += _run_step(conn, migration, entry, step, tell)
-        except psycopg.Error as error:
-            if not of_data(error) and not isinstance(error, errors.ProgramLimitExceeded):
-                raise
-            for taken in reversed([s for s in begun if s.undo]):
-                with contextlib.suppress(psycopg.Error):
-                    _run_step(conn, migration, entry, taken.undoing(), tell)
-            return Check(name=name, passed=False, summary=f"{step.name}: {safe(error)}"), retries
-        done.append(step.sql)
-    return Check(
-        name=name,
-        passed=True,
-        summary=f"{len([s for s in steps if s.done_when])} steps in place",
-        facts={"steps": [s.name for s in steps]},
-    ), retries
-
-
-def _run_step(conn: Connection, migration: Migration, entry: ledger.Entry, step: Step, tell: sessions.Tell) -> int:
-    thing = f"{migration.name} validate"
-    if not step.in_transaction:
-        locks.run_alone(conn, step, thing=thing, locks=migration.locks, tell=tell)
-        return 0
-    _, tries = locks.change_schema(
-        conn,
-        lambda: locks.run_steps(conn, [step], tell=tell),
-        thing=thing,
-        table=entry.catalog.table,
-        oid=entry.catalog.oid,
-        locks=migration.locks,
-        tell=tell,
-    )
-    return tries
-
-
-def _settle(conn: Connection, entry: ledger.Entry, checks: list[Check]) -> ledger.Entry:
+def _settle(context: Context, session: Session, entry: ledger.Entry, checks: list[Check]) -> ledger.Entry:
     """Record the verdicts and move: up when all passed, down when what had been proven is no longer so."""
-    passed = all(c.passed for c in checks)
-    with ledger.transaction(conn):
-        ledger.record_checks(conn, entry.id, checks)
+    passed, proven = all(c.passed for c in checks), Phase.VALIDATE in context.lifecycle.stands(entry.state)
+    with session.transaction():
+        ledger.record_checks(session, entry.id, checks)
         detail = {c.name: c.summary for c in checks}
-        if passed and entry.state == State.BACKFILLED:
-            return ledger.move(conn, entry, State.VALIDATED, what="validated", detail=detail)
-        if not passed and entry.state in _HIGHER:
-            return ledger.move(conn, entry, State.BACKFILLED, what="no longer valid", detail=detail)
-        ledger.append(conn, entry.id, "checks passed" if passed else "checks failed", detail=detail)
+        if passed and not proven:
+            return ledger.move(session, entry, State.VALIDATED, what="validated", detail=detail)
+        if not passed and proven:
+            return ledger.move(session, entry, _below(context), what="no longer valid", detail=detail)
+        ledger.append(session, entry.id, "checks passed" if passed else "checks failed", detail=detail)
         return entry
 
 
-def undo(migration: Migration, url: str, *, tell: sessions.Tell = sessions.silent) -> None:
-    """Remove the constraints and indexes; the state goes down first, so that it never claims too much."""
-    sessions.resilient(lambda: _undo(migration, url, tell), thing=migration.name, tell=tell)
+def _below(context: Context) -> State:
+    """The state of a migration whose checks do not hold any more."""
+    below = context.lifecycle.undo_target(Phase.VALIDATE)
+    return State.BUILDING if below == State.ROLLED_BACK else below
 
 
-def _undo(migration: Migration, url: str, tell: sessions.Tell) -> None:
-    with sessions.session(url, migration, purpose="rollback") as conn:
-        entry = ledger.require(conn, migration, ALLOWED | {State.BACKFILLING}, to_do="undo validate")
-        with ledger.transaction(conn):
-            ledger.forget_checks(conn, entry.id)
-            proofs.forget(conn, entry.id)
-            ledger.set_flag(conn, entry.id, 0)  # reads that were switched before the proof was void
-            if entry.state in _HIGHER:
-                ledger.move(conn, entry, State.BACKFILLED, what="validate undone")
-        for step in reversed(bind(migration, entry.catalog, migration_id=entry.id).constrain()):
-            if step.undo:
-                _run_step(conn, migration, entry, step.undoing(), tell)
+@outlasting
+def undo(context: Context) -> None:
+    """Remove what was enforced; the state goes down first, so that the state never claims too much."""
+    lifecycle, first = context.lifecycle, context.lifecycle.undo_target(Phase.VALIDATE) == State.ROLLED_BACK
+    with context.session("rollback") as session:
+        before = {s for s in lifecycle.states if lifecycle.undoes(Phase.VALIDATE, s)}
+        entry = ledger.require(
+            session, context.migration, lifecycle.allowed(Phase.VALIDATE) | before, to_do="undo validate"
+        )
+        change = bound(context, entry)
+        with session.transaction():
+            ledger.forget_checks(session, entry.id)
+            proofs.forget(session, entry.id)
+            ledger.set_flag(session, entry.id, 0)  # reads that were switched before the proof was void
+            if Phase.VALIDATE in lifecycle.stands(entry.state):
+                # A finished migration has given up its relations: they are claimed again.
+                entry = ledger.move(
+                    session, entry, _below(context), what="validate undone", claims=claims(session, change)
+                )
+        _Validation(context, session, entry, change, lambda _: None).take_back()
+        if first:
+            with session.transaction():
+                ledger.move(session, entry, State.ROLLED_BACK, what="rolled back")

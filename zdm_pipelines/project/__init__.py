@@ -16,6 +16,7 @@ from zdm_pipelines.model.errors import SpecError
 from zdm_pipelines.model.migration import Database, Migration
 from zdm_pipelines.project.declarations import DefsFile, Place, keys
 from zdm_pipelines.project.folder import FILE, VARIABLE, find, root_module, root_of, shown
+from zdm_pipelines.verbs import Context
 
 __all__ = ["FILE", "VARIABLE", "Place", "Project", "ProjectError", "find", "keys", "read", "root_module", "root_of"]
 
@@ -54,13 +55,14 @@ class Project:
         known = f"did you mean {' or '.join(close)}?" if close else f"declared: {', '.join(self.migrations) or 'none'}"
         raise SpecError(f"migration {name}", f"is not declared below {shown(self.folder)}", known)
 
-    def url(self, migration: Migration) -> str:
-        """The URL of a migration's database, from the environment.
+    def context(self, migration: Migration) -> Context:
+        """A migration in its database, whose URL is read from the environment.
 
         Raises:
             SpecError: the variable is not set.
         """
-        return self.databases[migration.database].url()
+        database = self.databases[migration.database]
+        return Context.of(migration, database.url(), database=database)
 
     def require_sound(self) -> None:
         """Insist that every declaration can be meant.

@@ -13,6 +13,7 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, ValidationError
 
+from zdm_pipelines.changes import KINDS
 from zdm_pipelines.model.errors import SpecError
 from zdm_pipelines.model.migration import Database, Migration
 from zdm_pipelines.project.folder import shown
@@ -141,21 +142,39 @@ class DefsFile:
     def _wrong(self, model: type[BaseModel], attributes: yaml.Node, name: str, error: Mapping[str, Any]) -> SpecError:
         """One finding of pydantic, at the line it speaks of."""
         loc, kind = [part for part in error["loc"] if part != "attributes"], error["type"]
+        declared, _ = _walk(attributes, ["change", "kind"])
+        which = declared.value if isinstance(declared, yaml.ScalarNode) else ""
+        if which and loc[:2] == ["change", which]:
+            del loc[1]  # the tag of the union is no key
         _, path = _walk(attributes, loc)
         place = _key_node(attributes, path) if path else attributes
         dotted = ".".join(str(p) for p in path)
         who = f"{name} " if name else ""
+        if kind in ("union_tag_invalid", "union_tag_not_found"):
+            return self._no_kind(attributes, who, which)
         if kind == "extra_forbidden":
             at = self._at(place, f"{who}{_pair(dotted, error['input'])}")
-            return SpecError(at, "is no key here", _instead(model, path))
+            return SpecError(at, "is no key here", _instead(model, path, which))
         if kind == "missing":
             dotted = ".".join(str(p) for p in (*path, *loc[len(path) :]))
-            meaning = _meaning(model, loc) or dotted
+            meaning = _meaning(model, loc, which) or dotted
             return SpecError(self._at(place, f"{who}{dotted}"), "is missing", f"add it: {meaning}")
         message = str(error["msg"]).removeprefix("Value error, ")
         shown = _pair(dotted, error["input"]) if dotted and not isinstance(error["input"], dict) else dotted
-        meaning = _meaning(model, path) or "correct it"
+        meaning = _meaning(model, path, which) or "correct it"
         return SpecError(self._at(place, f"{who}{shown}".rstrip()), _lower(message), meaning)
+
+    def _no_kind(self, attributes: yaml.Node, who: str, which: str) -> SpecError:
+        """A change whose kind is missing, or is none that is known."""
+        _, path = _walk(attributes, ["change", "kind"])
+        at = self._at(
+            _key_node(attributes, path), f"{who}{_pair('.'.join(map(str, path)), which) if which else 'change.kind'}"
+        )
+        known = f"kinds: {', '.join(KINDS)}"
+        if not which:
+            return SpecError(at, "is missing", f"say what is changed; {known}")
+        close = difflib.get_close_matches(which, KINDS, n=1)
+        return SpecError(at, "is no kind of change", f"did you mean {close[0]}? {known}" if close else known)
 
 
 def _scalar(node: yaml.Node, key: str) -> str:
@@ -196,17 +215,29 @@ def _models(annotation: Any) -> Iterator[type[BaseModel]]:
         yield from _models(inner)
 
 
-def _model_at(model: type[BaseModel], path: Sequence[object]) -> type[BaseModel]:
+def _model_at(model: type[BaseModel], path: Sequence[object], kind: str = "") -> type[BaseModel]:
+    """The model that a path leads to.
+
+    Args:
+        kind: which model of a union is meant, by its `kind`; default: the first.
+    """
     for part in path:
         field = model.model_fields.get(str(part))
         if field is not None:
-            model = next(_models(field.annotation), model)
+            arms = list(_models(field.annotation))
+            model = next((arm for arm in arms if kind and kind in _kinds(arm)), arms[0] if arms else model)
     return model
 
 
-def _instead(model: type[BaseModel], path: Sequence[object]) -> str:
+def _kinds(model: type[BaseModel]) -> tuple[object, ...]:
+    """The values that tell a model of a union from the others."""
+    field = model.model_fields.get("kind")
+    return typing.get_args(field.annotation) if field is not None else ()
+
+
+def _instead(model: type[BaseModel], path: Sequence[object], which: str) -> str:
     """What was meant by an unknown key: a close one here, or the same one at another depth."""
-    word, here = str(path[-1]), _model_at(model, path[:-1])
+    word, here = str(path[-1]), _model_at(model, path[:-1], which)
     if here is Database and re.search("url|dsn|password", word):
         return "a URL stays out of the file: url_env names the environment variable that holds it"
     if close := difflib.get_close_matches(word, here.model_fields, n=2):
@@ -226,11 +257,11 @@ def keys(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
             yield from keys(one, f"{prefix}{name}.")
 
 
-def _meaning(model: type[BaseModel], path: Sequence[object]) -> str:
+def _meaning(model: type[BaseModel], path: Sequence[object], which: str) -> str:
     """What the model says of a key."""
     if not path:
         return ""
-    fields = _model_at(model, path[:-1]).model_fields
+    fields = _model_at(model, path[:-1], which).model_fields
     field = fields.get(str(path[-1]))
     return f"{path[-1]}: {field.description}" if field is not None and field.description else ""
 

@@ -114,12 +114,20 @@ def descendants(pid: int) -> list[psutil.Process]:
         return []
 
 
+def words(process: psutil.Process) -> list[str]:
+    """The command line that a process shows; empty when the process has ended, reaped or not."""
+    try:
+        return process.cmdline()
+    except psutil.NoSuchProcess:  # psutil's error for a zombie is a subclass
+        return []
+
+
 def session_members(session: int) -> list[psutil.Process]:
     """All live processes of a session; a program that was started here and its descendants are one."""
     members = []
     for process in psutil.process_iter():
         try:
-            if os.getsid(process.pid) == session and _alive(process):
+            if os.getsid(process.pid) == session and is_alive(process):
                 members.append(process)
         except (OSError, psutil.Error):  # it ended while we looked, or is none of ours
             continue
@@ -132,7 +140,7 @@ def kill(processes: Sequence[psutil.Process], timeout: float = 10.0) -> None:
     Raises:
         SandboxError: one is still there after `timeout` seconds.
     """
-    left = [process for process in processes if _alive(process)]
+    left = [process for process in processes if is_alive(process)]
     for process in left:
         try:
             process.kill()
@@ -148,14 +156,15 @@ def await_gone(processes: Sequence[psutil.Process], timeout: float) -> None:
         SandboxError: one is still there after `timeout` seconds.
     """
     waited = 0.0
-    while left := [process.pid for process in processes if _alive(process)]:
+    while left := [process.pid for process in processes if is_alive(process)]:
         if waited >= timeout:
             raise SandboxError(f"process {left[0]}", f"still runs after {timeout:g} s", "look at what holds it up")
-        psutil.wait_procs([process for process in processes if _alive(process)], timeout=0.02)
+        psutil.wait_procs([process for process in processes if is_alive(process)], timeout=0.02)
         waited += 0.02
 
 
-def _alive(process: psutil.Process) -> bool:
+def is_alive(process: psutil.Process) -> bool:
+    """Whether a process still runs; a zombie nobody reaped does not."""
     try:
         return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:

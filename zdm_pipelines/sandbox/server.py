@@ -77,6 +77,26 @@ class Server:
             raise SandboxError(str(self.data), "the server is not running", "start it")
         return self._process.pid
 
+    def process(self, title: str, timeout: float = 10.0) -> psutil.Process:
+        """One of the server's own processes, such as `walreceiver` or `startup`; waits until there is one.
+
+        Args:
+            title: the first word after `postgres:` in the process's title.
+            timeout: seconds.
+
+        Raises:
+            SandboxError: there is none after `timeout` seconds.
+        """
+        deadline = time.monotonic() + timeout
+        while True:
+            for child in processes.descendants(self.pid):
+                # By its first words: a session that is being opened has "startup" further behind in its title.
+                if f"{' '.join(processes.words(child))} ".startswith(f"postgres: {title} "):
+                    return child
+            if time.monotonic() > deadline:
+                raise SandboxError(str(self.data), f"has no process {title}", f"see {self.log}")
+            time.sleep(_POLL)
+
     @property
     def running(self) -> bool:
         """Whether this object's postmaster is alive."""
@@ -271,10 +291,10 @@ class Server:
             return
         try:
             earlier = psutil.Process(int(lines[0]))
-            if str(self.data) in earlier.cmdline():
-                processes.await_gone([earlier, *earlier.children(recursive=True)], timeout)
         except psutil.NoSuchProcess:
             return
+        if str(self.data) in processes.words(earlier):
+            processes.await_gone([earlier, *processes.descendants(earlier.pid)], timeout)
 
     def _await_port(self, timeout: float) -> None:
         deadline = time.monotonic() + timeout

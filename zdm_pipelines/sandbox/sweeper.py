@@ -27,15 +27,23 @@ def main() -> None:
         session = int(line[1:])
         if line[0] == "-":
             started.pop(session, None)
-        elif psutil.pid_exists(session):
-            started[session] = psutil.Process(session).create_time()
+        elif (born := _born(session)) is not None:
+            started[session] = born
     deadline = time.monotonic() + _GRACE
     while time.monotonic() < deadline and any(processes.session_members(session) for session in started):
         time.sleep(0.1)
     for session, born in started.items():
         # A number can be given out again once its whole session is gone.
-        if not psutil.pid_exists(session) or psutil.Process(session).create_time() == born:
+        if _born(session) in (None, born):
             processes.kill(processes.session_members(session))
+
+
+def _born(pid: int) -> float | None:
+    """When the process with this number started; none: there is no such process."""
+    try:
+        return psutil.Process(pid).create_time()
+    except psutil.NoSuchProcess:
+        return None
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Traffic: live requests against the sample application's users table, each answer checked."""
+"""Traffic: live requests of a simulated application, each answer checked."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ from types import TracebackType
 from typing import Any, Literal
 
 from zdm_pipelines.sandbox import processes
+from zdm_pipelines.sandbox.application import USERS, Application
+from zdm_pipelines.sandbox.application.shapes import ANY_APPLICATION
 from zdm_pipelines.sandbox.processes import SandboxError
 from zdm_pipelines.sandbox.traffic_report import Figures, TrafficReport
 
@@ -19,15 +21,15 @@ Deployment = Literal["old", "mixed", "new"]
 
 
 class Traffic:
-    """Clients that read and write `public.users` through old and new code and know what every answer must be.
+    """Clients that read and write through old and new code and know what every answer must be.
 
-    Old code knows `full_name` only. New code does the same until the flag exists; from then on it writes
-    `display_name`, and reads it for those users for whom the flag is on. Every client has rows of its own
-    that nobody else may write. The clients run in a process of their own. A context manager.
+    Old code knows the application's old shape only. New code does the same until the flag exists; from then on
+    new code writes the new shape, and reads it for those keys for which the flag is on. Every client has entities
+    of its own that nobody else may write. The clients run in a process of their own. A context manager.
 
     Args:
-        url: the application's database, with the table `application.load` made.
-        flag: the flag that switches the new code's reads.
+        url: the application's database, with the tables `application.load` made.
+        application: whose shapes are read and written; by default users with names.
         clients: how many, each a thread with a connection for each version of the code.
         rate: requests per second, all clients together; a request is one to six queries.
         deployment: which versions of the code run at first.
@@ -36,7 +38,7 @@ class Traffic:
     def __init__(
         self,
         url: str,
-        flag: str = "read_users_display_name",
+        application: Application = USERS,
         clients: int = 4,
         *,
         rate: float = 300.0,
@@ -44,7 +46,7 @@ class Traffic:
     ) -> None:
         self._settings = {
             "url": url,
-            "flag": flag,
+            "application": ANY_APPLICATION.dump_python(application, mode="json"),
             "clients": clients,
             "rate": rate,
             "deployment": deployment,
@@ -57,7 +59,7 @@ class Traffic:
         """Start the clients; requests flow when this returns.
 
         Raises:
-            SandboxError: the table cannot be read.
+            SandboxError: the tables cannot be read.
         """
         self._process = processes.start_module("zdm_pipelines.sandbox.traffic_worker")
         try:

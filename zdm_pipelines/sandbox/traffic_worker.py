@@ -13,8 +13,11 @@ from dataclasses import asdict
 from typing import Any
 
 import psycopg
+from psycopg import errors
 
 from zdm_pipelines.client.flags import Flags
+from zdm_pipelines.sandbox.application import Shape
+from zdm_pipelines.sandbox.application.shapes import ANY_APPLICATION
 from zdm_pipelines.sandbox.traffic_client import Client, Plan
 from zdm_pipelines.sandbox.traffic_report import Recorder
 
@@ -32,17 +35,29 @@ class Worker:
 
         self._plan = Plan(
             url=url,
-            flag=settings["flag"],
+            application=ANY_APPLICATION.validate_python(settings["application"]),
             clients=settings["clients"],
             rate=settings["rate"],
             recorder=Recorder(),
             flags=Flags(connect),
         )
         self._clients = [Client(self._plan, number, settings["deployment"]) for number in range(self._plan.clients)]
+        shape = self._readable()
         for client in self._clients:
-            client.learn()
+            client.learn(shape)
         for client in self._clients:
             client.start()
+
+    def _readable(self) -> Shape:
+        """The old shape while there is one, else the new."""
+        old, new = self._plan.application.old, self._plan.application.new
+        if new is not None:
+            with psycopg.connect(self._plan.url, autocommit=True) as connection:
+                try:
+                    connection.execute(old.read.encode(), {"keys": []})
+                except (errors.UndefinedColumn, errors.UndefinedTable):
+                    return new
+        return old
 
     def report(self) -> dict[str, Any]:
         """The figures up to now."""

@@ -9,9 +9,9 @@ from collections.abc import Iterator
 import psutil
 import pytest
 
-from zdm_pipelines.phases import pause
+from zdm_pipelines.verbs import pause
 from zdm_pipelines_tests.acceptance.watched import BACKFILL, Watched, materializations, watched
-from zdm_pipelines_tests.helpers import replaced
+from zdm_pipelines_tests.helpers import replaced, work
 from zdm_pipelines_tests.integration.dagster_migration import NAME
 
 ROWS = 12_000
@@ -108,7 +108,7 @@ def test_governors_alone_protect_the_database(slow: Watched) -> None:
     slow.until(lambda: slow.moved() > held_at, "writing goes on")
     assert [run["status"] for run in slow.of_backfill(backfill)] == ["STARTED"]
     # Tuned while it runs, by the ledger alone.
-    pause.tune(replaced(name=NAME), slow.url, {"throttle": {"nice": 0}})
+    pause.tune(work(replaced(name=NAME), slow.url), {"throttle": {"nice": 0}})
     slow.until(lambda: slow.moved() == ROWS, "every row is moved", timeout=20)
     slow.services.restart("daemon")
     slow.services.wait_ready()

@@ -10,12 +10,13 @@ from typing import Any
 import psycopg
 import pytest
 
-from zdm_pipelines.engine import batches
+from zdm_pipelines.engine.rows import worker
 from zdm_pipelines.model.errors import LockNotAcquired
 from zdm_pipelines.model.migration import Migration
 from zdm_pipelines.model.states import State
-from zdm_pipelines.phases import contract, rollback, validate
+from zdm_pipelines.phases import contract, validate
 from zdm_pipelines.sandbox.server import Server
+from zdm_pipelines.verbs import rollback
 from zdm_pipelines_tests.helpers import (
     Background,
     Probe,
@@ -31,6 +32,7 @@ from zdm_pipelines_tests.helpers import (
     replaced,
     sql,
     state,
+    work,
 )
 
 TIMEOUT = 0.2  # as helpers.replaced declares it
@@ -57,15 +59,15 @@ def _expand(m: Migration, url: str) -> Any:
 
 
 def _validate(m: Migration, url: str) -> Any:
-    return validate.run(m, url)
+    return validate.run(work(m, url))
 
 
 def _contract(m: Migration, url: str) -> Any:
-    return contract.run(m, url)
+    return contract.run(work(m, url))
 
 
 def _roll_back(m: Migration, url: str) -> Any:
-    return rollback.run(m, url, to=State.ROLLED_BACK, force=True)
+    return rollback.run(work(m, url), to=State.ROLLED_BACK, force=True)
 
 
 Phase = Callable[[Migration, str], Any]
@@ -129,7 +131,7 @@ def test_indexes_wait_for_old_transactions_and_nobody_waits_for_them(url: str) -
     at(m, url, State.BACKFILLED)
     with Probe(url, PROBES) as probe:
         with holding(url, WRITER):
-            job = Background(lambda: validate.run(m, url))
+            job = Background(lambda: validate.run(work(m, url)))
             eventually(lambda: sql(url, "SELECT 1 FROM pg_stat_progress_create_index"))
             time.sleep(1)
             assert job.is_alive()
@@ -144,9 +146,9 @@ def test_an_index_build_that_gave_up_is_built_again(url: str) -> None:
     m = declared(locks={"timeout": "50ms", "give_up_after": "500ms"})
     at(m, url, State.BACKFILLED)
     with holding(url, WRITER), pytest.raises(LockNotAcquired):
-        validate.run(m, url)
+        validate.run(work(m, url))
     assert one(url, "SELECT NOT indisvalid FROM pg_index WHERE indexrelid = 'people_display_name_idx'::regclass")
-    validate.raise_if_failed(validate.run(m, url))
+    validate.raise_if_failed(validate.run(work(m, url)))
     assert one(url, "SELECT indisvalid FROM pg_index WHERE indexrelid = 'people_display_name_idx'::regclass")
 
 
@@ -196,7 +198,7 @@ def test_backfill_gives_up_on_a_table_lock(url: str) -> None:
 @pytest.mark.parametrize("mode", ["SHARE", "ACCESS EXCLUSIVE"])
 def test_backfill_outlasts_a_table_lock(url: str, mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Somebody builds an index the old way, or rewrites the table: the backfill goes on afterwards."""
-    monkeypatch.setattr(batches, "_TRIES", 1)  # those are for batches that the server cancels
+    monkeypatch.setattr(worker, "_TRIES", 1)  # those are for batches that the server cancels
     m = declared(backfill={"range_rows": 100, "batch_rows": 50})
     expanded(m, url)
     with holding(url, f"LOCK TABLE people IN {mode} MODE"):

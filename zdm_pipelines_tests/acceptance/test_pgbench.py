@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import re
 import signal
-import subprocess
 from pathlib import Path
 
 import pytest
 
 from zdm_pipelines.model.states import State
 from zdm_pipelines.phases import contract, switch_reads
+from zdm_pipelines.sandbox import processes
 from zdm_pipelines.sandbox.server import Server
-from zdm_pipelines_tests.helpers import backfilled, expanded, one, replaced, sql, state, validated
+from zdm_pipelines_tests.helpers import backfilled, expanded, one, replaced, sql, state, validated, work
 
 SCALE = 10
 
@@ -44,21 +44,24 @@ END;
 class Pgbench:
     """A run until it is told to stop."""
 
-    def __init__(self, server: Server, database: str, *arguments: str) -> None:
-        self._process = subprocess.Popen(
+    def __init__(self, server: Server, database: str, *arguments: str, log: Path) -> None:
+        self._log = log
+        # Started by the sandbox, so that SIGINT reaches pgbench also where this process inherited to ignore it.
+        self._process = processes.start(
             [server.binary("pgbench"), "-h", "127.0.0.1", "-p", str(server.port), "-U", "postgres", "-n", "-T", "3600",
              "-P", "1", "-c", "4", *arguments, database],
-            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+            log=log, pipes=True,
         )  # fmt: skip
 
     def assert_running(self) -> None:
-        assert self._process.poll() is None, self._process.communicate()
+        assert self._process.poll() is None, self._log.read_text()
 
     def stop(self) -> int:
         """Stop it; transactions per its progress reports, none of which may report a failure."""
         self.assert_running()
         self._process.send_signal(signal.SIGINT)
-        out, err = self._process.communicate(timeout=30)
+        out, _ = self._process.communicate(timeout=30)
+        err = self._log.read_text()
         assert not re.search(r"error|abort|fatal", out + err, re.IGNORECASE), out + err
         reports = re.findall(r"progress: .*?([\d.]+) tps, .* (\d+) failed", err)
         assert reports
@@ -71,25 +74,25 @@ class Pgbench:
 def test_migration_under_pgbench(own_server: Server, tmp_path: Path) -> None:
     url = own_server.create_database("bench")
     own_server.run("pgbench", "-i", "-q", "-s", str(SCALE), database="bench")
-    old = Pgbench(own_server, "bench", "-M", "prepared")
+    old = Pgbench(own_server, "bench", "-M", "prepared", log=tmp_path / "old_code.log")
     expanded(MIGRATION, url)
     old.assert_running()
     moved = backfilled(MIGRATION, url)
     old.assert_running()
     assert len(moved) == 4
     validated(MIGRATION, url)
-    switch_reads.run(MIGRATION, url)
+    switch_reads.run(work(MIGRATION, url))
     assert old.stop() > 100
 
     script = tmp_path / "new_code.sql"
     script.write_text(NEW_CODE)
-    new = Pgbench(own_server, "bench", "-M", "prepared", "-f", str(script))
+    new = Pgbench(own_server, "bench", "-M", "prepared", "-f", str(script), log=tmp_path / "new_code.log")
     new.assert_running()
-    assert contract.run(MIGRATION, url).state == State.TOMBSTONED
+    assert contract.run(work(MIGRATION, url)).state == State.TOMBSTONED
     new.assert_running()
     in_tombstone = one(url, "SELECT sum(zdm_tombstone_abalance) FROM pgbench_accounts WHERE aid <= 1000")
     assert in_tombstone is not None
-    assert contract.run(MIGRATION, url).state == State.CONTRACTED
+    assert contract.run(work(MIGRATION, url)).state == State.CONTRACTED
     assert new.stop() > 10
 
     assert state(MIGRATION, url) == State.CONTRACTED

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import psutil
 import psycopg
 
 from zdm_pipelines.sandbox import application
@@ -91,13 +90,6 @@ class Watched:
         """`pause` or `resume` the replica's replay."""
         with psycopg.connect(self.cluster.replica.url(), autocommit=True) as connection:
             connection.execute(f"SELECT pg_wal_replay_{verb}()".encode())
-
-    def replica_process(self, title: str) -> psutil.Process:
-        """The replica's `walreceiver` or `startup` process."""
-        for process in psutil.Process(self.cluster.replica.pid).children():
-            if title in " ".join(process.cmdline()):
-                return process
-        raise AssertionError(f"the replica has no {title}")
 
     def runs(self, **tags: str) -> list[dict[str, Any]]:
         """Runs, latest first, with their tags as a dictionary."""

@@ -10,10 +10,11 @@ from itertools import product
 import psycopg
 import reladiff
 
+from zdm_pipelines.dialects import server_at
 from zdm_pipelines.dialects.postgres import catalog
 from zdm_pipelines.dialects.postgres.connection import connected
 from zdm_pipelines.dialects.postgres.pair import Compared, PairSql
-from zdm_pipelines.engine import pairs
+from zdm_pipelines.engine.proof import pairs
 from zdm_pipelines.model.names import TableName
 from zdm_pipelines.sandbox.postgres import Cluster
 from zdm_pipelines_tests.benchmarks import users
@@ -101,7 +102,7 @@ def _ours(url: str, rows: int, *, different: int = 0) -> float:
         compared = [Compared(old=c, new=c, type=new.column(c).type) for c in _COLUMNS]
         pair = PairSql(old=old, new=new, compared=compared)
         ranges = pairs.cut(conn, pair)
-    found = pairs.compare(url, "bench", pair, ranges, processes=_PROCESSES)
+    found = pairs.compare(server_at(url), "bench", pair, ranges, processes=_PROCESSES)
     took = time.monotonic() - begun
     if (found.rows, found.missing, found.extra, found.different) != (rows, 0, 0, different):
         raise RuntimeError(f"ours says: {found.describe()}")

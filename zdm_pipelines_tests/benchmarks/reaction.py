@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 
-import psutil
 import psycopg
 
 from zdm_pipelines.model.migration import Migration
@@ -149,14 +147,12 @@ def _paused(cluster: Cluster) -> Iterator[Callable[[], None]]:
 
 @contextmanager
 def _frozen(cluster: Cluster, title: str) -> Iterator[Callable[[], None]]:
-    process = next(
-        child for child in psutil.Process(cluster.replica.pid).children() if title in " ".join(child.cmdline())
-    )
+    process = cluster.replica.process(title)
 
     def release() -> None:
-        process.send_signal(signal.SIGCONT)
+        process.resume()
 
-    process.send_signal(signal.SIGSTOP)
+    process.suspend()
     try:
         yield release
     finally:

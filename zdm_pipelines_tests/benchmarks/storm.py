@@ -13,13 +13,12 @@ from zdm_pipelines.engine import signals
 from zdm_pipelines.engine.signals import Surroundings
 from zdm_pipelines.model.migration import Migration
 from zdm_pipelines.model.throttle import Limit
-from zdm_pipelines.phases import preflight
 from zdm_pipelines.sandbox.postgres import Cluster
 from zdm_pipelines.sandbox.server import Server
 from zdm_pipelines_tests.benchmarks.case import Figure, Setting, Target, milliseconds, per_second, percent, times
 from zdm_pipelines_tests.benchmarks.foreground import Foreground, percentile
 from zdm_pipelines_tests.benchmarks.worker import BackfillWorker
-from zdm_pipelines_tests.helpers import expanded, replaced, sql
+from zdm_pipelines_tests.helpers import expanded, replaced, sql, surveyed
 
 _ROUNDS = 3
 _SCALE = 40  # 4,000,000 rows, 530 MB: in memory, and more than an ungoverned backfill moves in a round
@@ -129,8 +128,8 @@ def _foreground(server: Server) -> Foreground:
 
 def _alone(server: Server, url: str, quiet: list[float]) -> list[float]:
     """Latencies of the foreground; and what the signal says before it begins, as `zdm doctor` would show."""
-    catalog = preflight.catalog_of(url, _migration(None))
-    canary = signals.of("latency_p95", Limit(pause_above=1), Surroundings(url=url, catalog=catalog))
+    catalog = surveyed(_migration(None), url)
+    canary = signals.signal_named("latency_p95", Limit(pause_above=1), Surroundings(url=url, catalog=catalog))
     said: list[float] = []
     until = time.monotonic() + _IDLE
     while time.monotonic() < until:

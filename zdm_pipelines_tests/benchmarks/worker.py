@@ -16,11 +16,12 @@ from types import TracebackType
 from typing import Any
 from unittest.mock import patch
 
-from zdm_pipelines.engine.batches import Moved
 from zdm_pipelines.engine.throttle import Governor
 from zdm_pipelines.model.migration import Database, Migration
+from zdm_pipelines.model.values import Moved
 from zdm_pipelines.phases import backfill
 from zdm_pipelines.sandbox import processes
+from zdm_pipelines.verbs import Context
 from zdm_pipelines_tests.benchmarks import memory
 
 
@@ -162,7 +163,8 @@ def main() -> None:
     try:
         with patch.object(backfill, "Governor", _TellingGovernor):
             moving = backfill.run(
-                migration, order["url"], database=database, tell=lambda said: _say("said", said), batch=_batch
+                Context.of(migration, order["url"], database=database, tell=lambda said: _say("said", said)),
+                batch=_batch,
             )
             for _ in moving:
                 pass

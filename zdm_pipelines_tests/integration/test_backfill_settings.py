@@ -8,13 +8,12 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-import psutil
 import psycopg
 import pytest
 
+from zdm_pipelines.dialects.postgres.signals.latency import Latency
 from zdm_pipelines.engine.pace import SMALLEST, Pace
 from zdm_pipelines.engine.signals import Measured
-from zdm_pipelines.engine.signals.latency import Latency
 from zdm_pipelines.engine.watch import judge
 from zdm_pipelines.model.errors import Throttled
 from zdm_pipelines.model.migration import Backfill, Migration
@@ -35,6 +34,7 @@ from zdm_pipelines_tests.helpers import (
     sql,
     state,
     walk,
+    work,
 )
 
 
@@ -128,8 +128,7 @@ def test_a_signal_flaps_not(signal: str) -> None:
 @pytest.fixture(params=["walreceiver", "startup"])
 def frozen_replica(cluster: Cluster, request: pytest.FixtureRequest) -> Any:
     """One of the replica's processes is stopped until the function is called that this gives."""
-    children = psutil.Process(cluster.replica.pid).children()
-    (process,) = (p for p in children if request.param in " ".join(p.cmdline()))
+    process = cluster.replica.process(request.param)
     process.suspend()
     try:
         yield process.resume
@@ -218,7 +217,7 @@ def test_closing_the_run_stops_at_the_next_batch(database: str) -> None:
     m = replaced(backfill={"range_rows": 100, "batch_rows": 10, "max_parallel": 1})
     expanded(m, database)
     seen = threading.Event()
-    run = backfill.run(m, database, batch=lambda _: seen.set())
+    run = backfill.run(work(m, database), batch=lambda _: seen.set())
     next(run)
     assert seen.is_set()
     run.close()
@@ -235,7 +234,7 @@ def test_the_ramp(database: str) -> None:
     walk(m, database, State.VALIDATED)
     seen = []
     for _ in range(4):
-        switch_reads.run(m, database)
+        switch_reads.run(work(m, database))
         seen.append(sql(database, "SELECT name, percent FROM zdm.flag")[0])
     assert seen == [("my flag's name", p) for p in (1, 25, 100, 100)]
     assert state(m, database) == State.SWITCHED

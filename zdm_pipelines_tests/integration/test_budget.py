@@ -11,10 +11,10 @@ import pytest
 
 from zdm_pipelines.dialects.postgres.connection import Connection, connected
 from zdm_pipelines.engine import budget, sessions
-from zdm_pipelines.engine.batches import Moved
 from zdm_pipelines.model.migration import Database, Migration
 from zdm_pipelines.model.states import State
-from zdm_pipelines.phases import pause
+from zdm_pipelines.model.values import Moved
+from zdm_pipelines.verbs import pause
 from zdm_pipelines_tests.helpers import (
     Background,
     backfilled,
@@ -25,6 +25,7 @@ from zdm_pipelines_tests.helpers import (
     replaced,
     sql,
     state,
+    work,
 )
 
 BACKFILL = {"range_rows": 100, "batch_rows": 5, "batch_target": "60s", "max_parallel": 2}
@@ -137,10 +138,10 @@ def test_two_migrations_share_the_places_and_take_turns(url: str, places: int) -
 
 def test_the_place_of_a_worker_that_died_is_free(url: str) -> None:
     with connected(url, purpose="worker") as dead, connected(url, purpose="other") as alive:
-        with budget.turn(dead, 1) as had:
+        with budget.place_in(dead, 1) as had:
             assert had
             assert len(holders(url)) == 1
-            with budget.turn(alive, 1) as had_too:
+            with budget.place_in(alive, 1) as had_too:
                 assert not had_too
             job = Background(lambda: queued(alive))
             eventually(lambda: queueing(url))
@@ -152,7 +153,7 @@ def test_the_place_of_a_worker_that_died_is_free(url: str) -> None:
 def queued(conn: Connection) -> bool:
     """Queue for the one place there is, until it is had."""
     for _ in range(20):
-        with budget.turn(conn, 1) as had:
+        with budget.place_in(conn, 1) as had:
             if had:
                 return True
     return False
@@ -178,34 +179,34 @@ def test_who_queues_for_a_place_asks_the_governor_before_writing(url: str) -> No
         job = Background(lambda: backfilled(m, url, database=app(1), tell=told.append))
         eventually(lambda: queueing(url))
         assert moved(url, "people") == 0
-        pause.pause(m, url, reason="lunch")
+        pause.pause(work(m, url), reason="lunch")
         eventually(lambda: any("waiting: lunch" in t for t in told))
         eventually(lambda: not queueing(url))  # nobody waits for a place that could not be used
         sessions.leave(other, budget.place(0))
     time.sleep(1)
     assert moved(url, "people") == 0
     assert holders(url) == []
-    pause.resume(m, url)
+    pause.resume(work(m, url))
     job.result()
     assert moved(url, "people") == 600
 
 
 def test_a_place_that_was_queued_for_too_long_is_given_back_unused(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """A hold was placed meanwhile."""
-    monkeypatch.setattr(budget, "_LOOK_UP", "60s")
+    monkeypatch.setattr(budget, "_LOOK_UP", 60.0)
     m, told = of("people"), list[str]()
     with connected(url, purpose="other") as other:
         assert sessions.take(other, budget.place(0), wait=0)
         job = Background(lambda: backfilled(m, url, database=app(1), tell=told.append))
         eventually(lambda: len(queueing(url)) == BACKFILL["max_parallel"])
-        pause.pause(m, url, reason="lunch")
+        pause.pause(work(m, url), reason="lunch")
         time.sleep(2)  # the governor looks twice a second
         assert len(queueing(url)) == BACKFILL["max_parallel"]
         sessions.leave(other, budget.place(0))
     eventually(lambda: not queueing(url) and not holders(url))
     eventually(lambda: any("waiting: lunch" in t for t in told))
     assert moved(url, "people") == 0
-    pause.resume(m, url)
+    pause.resume(work(m, url))
     job.result()
     assert moved(url, "people") == 600
 
@@ -215,13 +216,13 @@ def test_a_queue_is_left_after_a_moment_and_nothing_stays_locked(url: str) -> No
         for n in range(2):
             assert sessions.take(holder, budget.place(n), wait=0)
         begun = time.monotonic()
-        with budget.turn(waiter, 2) as had:
+        with budget.place_in(waiter, 2) as had:
             assert not had
         assert 0.3 < time.monotonic() - begun < 10
         assert set(holders(url)) == {holder.info.backend_pid}
         assert waiter.info.transaction_status.name == "IDLE"
         sessions.leave(holder, budget.place(1))
-        with contextlib.suppress(ZeroDivisionError), budget.turn(waiter, 2) as had:
+        with contextlib.suppress(ZeroDivisionError), budget.place_in(waiter, 2) as had:
             assert had
             assert len(holders(url)) == 2
             raise ZeroDivisionError
@@ -232,8 +233,8 @@ def test_databases_have_places_of_their_own(database: str, app_database: str) ->
     with (
         connected(database, purpose="here") as here,
         connected(app_database, purpose="there") as there,
-        budget.turn(here, 1) as had,
-        budget.turn(there, 1) as had_too,
+        budget.place_in(here, 1) as had,
+        budget.place_in(there, 1) as had_too,
     ):
         assert had
         assert had_too

@@ -16,9 +16,8 @@ from typing import Any
 import psycopg
 import pytest
 
-from zdm_pipelines.cli.app import Last, Target
-from zdm_pipelines.cli.run import UNATTENDED
-from zdm_pipelines.phases import rollback
+from zdm_pipelines.cli.app import Last
+from zdm_pipelines_tests.helpers import replaced
 
 NAME = "users_display_name"
 ROOT = Path(__file__).resolve().parents[2]
@@ -42,8 +41,7 @@ def state(zdm: Say) -> str:
 
 
 def test_typed_choices_are_those_of_the_phases():
-    assert [str(p) for p in Last] == [str(p) for p in UNATTENDED]
-    assert [str(t) for t in Target] == [str(t) for t in rollback.TARGETS]
+    assert [str(p) for p in Last] == [str(p) for p in replaced().lifecycle.unattended]
 
 
 # -- looking ----------------------------------------------------------------------------------------------------------
@@ -279,7 +277,6 @@ def test_interrupted_it_keeps_every_batch_and_says_how_to_go_on(zdm, database_of
         stderr=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     )
     deadline = time.monotonic() + 60
     while not one(database_of, "SELECT sum(batches) FROM zdm.range"):

@@ -9,12 +9,13 @@ from typing import Any
 import psycopg
 import pytest
 
-from zdm_pipelines.dialects.postgres.replace_column import ReplaceColumnSql
+from zdm_pipelines.dialects.postgres.kinds.replace_column import ReplaceColumnSql
 from zdm_pipelines.model.errors import GateRefused
 from zdm_pipelines.model.migration import Migration
 from zdm_pipelines.model.states import State
-from zdm_pipelines.phases import backfill, contract, rollback, switch_reads
+from zdm_pipelines.phases import backfill, contract, switch_reads
 from zdm_pipelines.sandbox.server import Server
+from zdm_pipelines.verbs import rollback
 from zdm_pipelines_tests.helpers import (
     Background,
     at,
@@ -29,6 +30,7 @@ from zdm_pipelines_tests.helpers import (
     state,
     tracks,
     walk,
+    work,
 )
 
 ROWS = 300
@@ -54,7 +56,7 @@ def refused(
     before = (dump(server, url), state(m, url), sql(url, "TABLE people ORDER BY id"))
     function = function_source(url, m) if one(url, "SELECT to_regclass('zdm.migration') IS NOT NULL") else ""
     with pytest.raises(GateRefused) as caught:
-        (run or (lambda: contract.run(m, url)))()
+        (run or (lambda: contract.run(work(m, url))))()
     for reason in reasons:
         assert any(reason in r for r in caught.value.reasons), caught.value.reasons
     assert len(caught.value.reasons) == len(reasons), caught.value.reasons
@@ -90,7 +92,7 @@ def test_again_when_contracted_does_nothing(server: Server, url: str) -> None:
     m = declared()
     walk(m, url, State.CONTRACTED)
     before = dump(server, url)
-    assert contract.run(m, url).state == State.CONTRACTED
+    assert contract.run(work(m, url)).state == State.CONTRACTED
     assert dump(server, url) == before
 
 
@@ -144,14 +146,14 @@ def test_within_the_confidence_window(server: Server, url: str) -> None:
     with refused(server, url, m, "the confidence window ends in"):
         pass
     sql(url, "UPDATE zdm.migration SET switched_at = now() - interval '7 days 1 minute'")
-    assert contract.run(m, url).state == State.TOMBSTONED
+    assert contract.run(work(m, url)).state == State.TOMBSTONED
 
 
 def test_the_confidence_window_begins_anew_when_reads_went_back(server: Server, url: str) -> None:
     m = switched(url, declared(contract={"confidence_window": "1h"}))
     sql(url, "UPDATE zdm.migration SET switched_at = now() - interval '2 hours'")
-    switch_reads.run(m, url, percent=99)
-    switch_reads.run(m, url, percent=100)
+    switch_reads.run(work(m, url), percent=99)
+    switch_reads.run(work(m, url), percent=100)
     with refused(server, url, m, "the confidence window ends in"):
         pass
 
@@ -159,10 +161,10 @@ def test_the_confidence_window_begins_anew_when_reads_went_back(server: Server, 
 def test_within_the_tombstone_window(server: Server, url: str) -> None:
     m = declared(contract={"tombstone_window": "1d"})
     walk(m, url, State.TOMBSTONED)
-    with refused(server, url, m, "it is kept for 24.0 h more"):
+    with refused(server, url, m, "it is kept for 24 h more"):
         pass
     sql(url, "UPDATE zdm.migration SET tombstoned_at = now() - interval '25 hours'")
-    assert contract.run(m, url).state == State.CONTRACTED
+    assert contract.run(work(m, url)).state == State.CONTRACTED
 
 
 @pytest.mark.parametrize(
@@ -197,14 +199,14 @@ def test_stragglers(server: Server, url: str) -> None:
     with refused(server, url, m, "straggler: nightly report (role postgres)"):
         pass
     sql(url, "UPDATE zdm.writer SET at = at - interval '61 minutes'")
-    assert contract.run(m, url).state == State.TOMBSTONED
+    assert contract.run(work(m, url)).state == State.TOMBSTONED
 
 
 def test_new_code_is_no_straggler(url: str) -> None:
     m = switched(url, declared(contract={"straggler_window": "1h"}))
     sql(url, "UPDATE people SET display_name = 'n:new' WHERE id = 1")
     sql(url, "INSERT INTO people (display_name) VALUES ('n:inserted')")
-    assert contract.run(m, url).state == State.TOMBSTONED
+    assert contract.run(work(m, url)).state == State.TOMBSTONED
 
 
 def test_another_declaration(server: Server, url: str) -> None:
@@ -216,7 +218,7 @@ def test_another_declaration(server: Server, url: str) -> None:
 
 def test_what_the_caller_knows(server: Server, url: str) -> None:
     m = switched(url)
-    with refused(server, url, m, "planted", run=lambda: contract.run(m, url, more_reasons=["planted"])):
+    with refused(server, url, m, "planted", run=lambda: contract.run(work(m, url), more_reasons=["planted"])):
         pass
 
 
@@ -285,7 +287,7 @@ def during_the_scan(m: Migration, url: str, *statements: str) -> None:
             for statement in statements:
                 sql(url, statement)
 
-    contract.run(m, url, compared=interfere)
+    contract.run(work(m, url), compared=interfere)
     assert len(once) == 3
 
 
@@ -318,7 +320,7 @@ def test_a_row_written_between_scan_and_lock_disagrees(server: Server, url: str,
                 writer.execute("UPDATE people SET full_name = 'one', display_name = 'n:two' WHERE id = 5")
 
         before = dump(server, url)
-        job = Background(lambda: contract.run(m, url, compared=begin))
+        job = Background(lambda: contract.run(work(m, url), compared=begin))
         # Queueing for ACCESS EXCLUSIVE: the scan and the drain are over.
         eventually(
             lambda: sql(
@@ -349,7 +351,7 @@ def test_a_wrong_row_moves_by_its_key_to_where_the_scan_has_been(url: str, monke
 
     monkeypatch.setattr(ReplaceColumnSql, "compare", moving)
     with pytest.raises(GateRefused, match="1 of 1 rows written during the proof disagree"):
-        contract.run(m, url)
+        contract.run(work(m, url))
     assert state(m, url) == State.SWITCHED
     assert not tracks(url, m)
 
@@ -389,7 +391,7 @@ def test_a_writer_from_before_the_proof_is_waited_for(url: str) -> None:
     m = switched(url)
     with psycopg.connect(url) as writer:
         writer.execute("UPDATE people SET full_name = 'one', display_name = 'n:two' WHERE id = 5")
-        job = Background(lambda: contract.run(m, url))
+        job = Background(lambda: contract.run(work(m, url)))
         eventually(lambda: tracks(url, m))
         assert job.is_alive()
         writer.commit()
@@ -408,7 +410,7 @@ def test_a_prepared_transaction_from_before_the_proof_is_waited_for(own_server: 
     with psycopg.connect(url) as writer:
         writer.execute("UPDATE people SET full_name = 'one', display_name = 'n:two' WHERE id = 5")
         writer.execute("PREPARE TRANSACTION 'two phases'")
-    job = Background(lambda: contract.run(m, url))
+    job = Background(lambda: contract.run(work(m, url)))
     eventually(lambda: tracks(url, m))
     job.join(1)
     assert job.is_alive()
@@ -440,7 +442,7 @@ def test_keys_written_during_the_scan_are_found_whatever_the_clients_settings(da
             c.execute("UPDATE people SET full_name = 'one', display_name = 'n:two' WHERE full_name = 'v2'")
 
     with pytest.raises(GateRefused, match="disagree"):
-        contract.run(m, database, compared=interfere)
+        contract.run(work(m, database), compared=interfere)
     assert state(m, database) == State.SWITCHED
 
 
@@ -448,16 +450,16 @@ def test_a_contract_that_was_killed_leaves_nothing_that_grows_for_ever(url: str)
     """Tracking ends by itself, and with the next run."""
     m = switched(url)
     with pytest.raises(KeyboardInterrupt):
-        contract.run(m, url, compared=lambda _: (_ for _ in ()).throw(KeyboardInterrupt))
+        contract.run(work(m, url), compared=lambda _: (_ for _ in ()).throw(KeyboardInterrupt))
     assert not tracks(url, m)
     assert state(m, url) == State.SWITCHED
-    assert contract.run(m, url).state == State.TOMBSTONED
+    assert contract.run(work(m, url)).state == State.TOMBSTONED
 
 
 def test_rows_moved_after_validation_void_the_proof(server: Server, url: str) -> None:
     m = switched(url)
     planted(url, "INSERT INTO people (id, full_name) VALUES (1000, 'late')")
-    list(backfill.run(m, url, partitions=[one(url, "SELECT partition FROM zdm.range WHERE upper IS NULL")]))
+    list(backfill.run(work(m, url), partitions=[one(url, "SELECT partition FROM zdm.range WHERE upper IS NULL")]))
     assert state(m, url) in (State.BACKFILLING, State.BACKFILLED)
     with refused(
         server, url, m, "contract begins from switched", "check parity", "check backfill_complete",
@@ -469,11 +471,9 @@ def test_rows_moved_after_validation_void_the_proof(server: Server, url: str) ->
 def test_rollback_of_expand_never_drops_what_another_declaration_names(server: Server, url: str) -> None:
     """The file may have been edited since: the column it names now is the application's."""
     m = declared()
+    before = dump(server, url)
     expanded(m, url)
     edited = declared(new={"name": "note", "type": "text"}, up="full_name", down="note")
-    before = dump(server, url)
-    with pytest.raises(Exception, match="another declaration"):
-        rollback.run(edited, url, to=State.ROLLED_BACK, force=True)
+    assert rollback.run(work(edited, url), to=State.ROLLED_BACK, force=True) == State.ROLLED_BACK
     assert dump(server, url) == before
-    rollback.run(m, url, to=State.ROLLED_BACK, force=True)
     assert one(url, "SELECT count(note) FROM people") == ROWS

@@ -14,19 +14,23 @@ import psycopg
 import pytest
 from psycopg import errors
 
+from zdm_pipelines import ledger
+from zdm_pipelines.dialects import server_at
 from zdm_pipelines.dialects.postgres import builds, catalog, keys
 from zdm_pipelines.dialects.postgres.connection import connected, scalar
 from zdm_pipelines.dialects.postgres.copy_rows import EVENTS, CopyRowsSql
-from zdm_pipelines.dialects.postgres.strides import Pick
-from zdm_pipelines.engine import ledger, locks, ranges
-from zdm_pipelines.engine.batches import Moved, RangeWorker
 from zdm_pipelines.engine.pace import Pace
-from zdm_pipelines.engine.strides import Strides
+from zdm_pipelines.engine.rows import ranges
+from zdm_pipelines.engine.rows.strides import Strides
+from zdm_pipelines.engine.rows.worker import RangeWorker
+from zdm_pipelines.engine.schema import locks
+from zdm_pipelines.ledger import ranges as ledger_ranges
+from zdm_pipelines.model.capabilities import Pick
 from zdm_pipelines.model.errors import LockNotAcquired, MappingFailed
-from zdm_pipelines.model.migration import Backfill, Locks
+from zdm_pipelines.model.migration import Backfill
 from zdm_pipelines.model.names import TableName, quote
-from zdm_pipelines.model.values import Step
-from zdm_pipelines_tests.helpers import Background, Probe, eventually, holding, one, sql
+from zdm_pipelines.model.values import Moved, Statement, Step
+from zdm_pipelines_tests.helpers import Background, Probe, eventually, holding, one, replaced, sql, work
 
 DEFAULTS = {"email": "lower(email)", "full": "people.first || ' ' || people.last"}
 PEOPLE = """
@@ -70,7 +74,7 @@ class Copy:
     ) -> None:
         self.url = url
         self.batch_rows = batch_rows
-        ledger.ensure(url)
+        ledger.ensure(server_at(url))
         with connected(url, purpose="test") as conn:
             read = [catalog.read(conn, TableName.parse(name)) for name in (source, target)]
             name = f"copy_{next(self._numbers)}"
@@ -104,17 +108,17 @@ class Copy:
         with connected(self.url, purpose="copy") as conn:
             worker = [
                 RangeWorker(
-                    conn, migration_id=self.id, name=self.sql.name, catalog=self.sql.source, sql=self.sql,
+                    conn, migration_id=self.id, name=self.sql.name, work=self.sql,
                     control=Unthrottled(self.batch_rows), strides=Strides(lambda: 1), patience=patience, tell=tell,
                     repair=repair,
                 ).run(r.range)
-                for r in ranges.progress(conn, self.id)
+                for r in ledger_ranges.progress(conn, self.id)
             ]  # fmt: skip
         return sum(moved.rows for moved in worker)
 
     def move(self, conn: psycopg.Connection[Any], **options: Any) -> int:
         """One batch over the whole table, in the caller's transaction."""
-        return run(conn, self.sql.move(None, None, **options))
+        return run(conn, *self.sql.batch(None, None, **options))
 
     def disagreeing(self) -> list[Any]:
         """Rows of the target that the source does not say, and the other way round; read in one snapshot."""
@@ -127,9 +131,9 @@ class Copy:
         return sql(self.url, f"({source} EXCEPT {target}) UNION ALL ({target} EXCEPT {source})")
 
 
-def run(conn: psycopg.Connection[Any], statement: tuple[str, list[list[str]]]) -> int:
+def run(conn: psycopg.Connection[Any], statement: Statement) -> int:
     """A statement of ours on a plain connection."""
-    return psycopg.RawCursor(conn).execute(statement[0].encode(), statement[1]).rowcount
+    return psycopg.RawCursor(conn).execute(statement.sql.encode(), statement.values).rowcount
 
 
 def waiting(url: str) -> int:
@@ -249,7 +253,7 @@ def test_only_what_is_asked_for(url: str, ours: psycopg.Connection[Any]) -> None
     assert ours.execute('SELECT bool_and(person & 7 = 3) FROM "Card s"').fetchone() == (True,)
     half = Pick(among=lambda wanted: f"CASE WHEN pg_catalog.hashtid(ctid) & 1 = 0 THEN {wanted} END", limit=10)
     assert copy.move(ours, pick=half) == 10
-    assert run(ours, copy.sql.move(("100",), ("110",))) in range(5, 11)
+    assert run(ours, *copy.sql.batch(("100",), ("110",))) in range(5, 11)
 
 
 def test_a_row_that_cannot_be_mapped_is_named(url: str) -> None:
@@ -493,7 +497,7 @@ def test_a_row_that_is_extra_no_more_is_not_removed(url: str, ours: psycopg.Conn
     assert late != remove
     with holding(url, "SELECT pg_advisory_xact_lock(7)"):
         ours.execute("SET enable_hashjoin = off; SET enable_mergejoin = off")  # by ctid, which is not looked at again
-        removing = Background(lambda: run(ours, (late, params)))
+        removing = Background(lambda: run(ours, Statement(late, params)))
         eventually(lambda: waiting(url))
         sql(url, "INSERT INTO people VALUES (2001, 'f', '', 'E2001')")
     assert removing.result() == 1
@@ -612,7 +616,7 @@ def take(url: str, steps: list[Step]) -> int:
                 with conn.transaction():
                     locks.run_steps(conn, [step])
             else:
-                locks.run_alone(conn, step, thing="steps", locks=Locks())
+                locks.run_alone(conn, step, context=work(replaced(name="steps"), url), what="steps")
             assert not step.done_when or scalar(conn, step.done_when)
     return done
 

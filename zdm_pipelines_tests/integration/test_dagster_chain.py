@@ -93,7 +93,7 @@ def test_an_unset_url_is_said_by_the_run(chain: InProcess, monkeypatch: pytest.M
 
 
 def test_a_bug_keeps_its_trace(chain: InProcess, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("zdm_pipelines.phases.preflight.plan", lambda *_: 1 / 0)
+    monkeypatch.setattr("zdm_pipelines.verbs.plan.read", lambda *_: 1 / 0)
     error = next(e for e in chain.materialize("plan").all_events if e.is_step_failure).step_failure_data
     assert error.user_failure_data is None
     assert "ZeroDivisionError" in error.error_display_string
@@ -238,6 +238,7 @@ def test_cut_anew_the_partitions_stay_in_key_order(
     assert chain.materialized() == {"expand", "backfill", "validate"}
 
 
+@pytest.mark.usefixtures("interruptible")
 def test_an_interrupted_run_keeps_its_checkpoint(chain: InProcess) -> None:
     chain.walk("expand")
     chain.sql(  # a trigger of the application's makes batches slow

@@ -19,10 +19,10 @@ from dagster._core.workspace.load_target import ModuleTarget
 from dagster._daemon.backfill import execute_backfill_iteration
 
 from zdm_pipelines.components import continuation, lost_runs, pools
-from zdm_pipelines.engine import holds
+from zdm_pipelines.model.holds import OPERATOR
 from zdm_pipelines.model.migration import Migration
-from zdm_pipelines.phases import pause
-from zdm_pipelines_tests.helpers import holding
+from zdm_pipelines.verbs import pause
+from zdm_pipelines_tests.helpers import holding, work
 from zdm_pipelines_tests.integration.dagster_migration import DECLARED, NAME, InProcess, key, load, write_project
 
 WATCHED: dict[str, Any] = {
@@ -172,7 +172,7 @@ def test_a_database_that_is_away_lets_no_run_start_until_it_is_back(
 def test_a_recovered_signal_never_lifts_an_operators_pause(chain: InProcess) -> None:
     chain.sql("UPDATE control SET value = 6")
     tick(chain)
-    pause.pause(MIGRATION, chain.url, reason="the big sale")
+    pause.pause(work(MIGRATION, chain.url), reason="the big sale")
     chain.sql("UPDATE control SET value = 1")
     assert "is held: the big sale (operator)" in said(tick(chain))
     assert owners(chain) == {"operator"}
@@ -219,7 +219,7 @@ def test_pause_resume_and_tune_with_one_click(chain: InProcess) -> None:
         )
 
     assert run("pause").success
-    assert owners(chain) == {holds.OPERATOR}
+    assert owners(chain) == {OPERATOR}
     assert pool(chain) == 0
     assert run("pause", owner="deploy", reason="release 7").success
     assert run("resume").success
@@ -229,12 +229,12 @@ def test_pause_resume_and_tune_with_one_click(chain: InProcess) -> None:
     assert owners(chain) == set()
     assert pool(chain) == 1
     assert run("tune", settings="backfill: {batch_rows: 7}").success
-    assert pause.settings(MIGRATION, chain.url)[0].backfill.batch_rows == 7
+    assert pause.settings(work(MIGRATION, chain.url))[0].backfill.batch_rows == 7
     assert not run("tune", settings="backfill: {batch_rows: many}").success
     assert not run("tune", settings="7").success
     assert not run("pause", owner="signal:control").success
     assert run("tune", reset=True).success
-    assert pause.settings(MIGRATION, chain.url)[0].backfill.batch_rows == 100
+    assert pause.settings(work(MIGRATION, chain.url))[0].backfill.batch_rows == 100
 
 
 # -- lost runs ------------------------------------------------------------------------------------------------
@@ -302,7 +302,7 @@ def test_a_run_that_does_not_come_on_is_told_once(chain: InProcess) -> None:
             assert "has written no batch for" in said(result)
         logged = [e for e in chain.instance.all_logs(run.run_id) if "has written no batch" in (e.message or "")]
         assert len(logged) == 1
-        pause.pause(MIGRATION, chain.url, reason="wait")  # one that is held is not stuck
+        pause.pause(work(MIGRATION, chain.url), reason="wait")  # one that is held is not stuck
         assert said(tick(chain, "lost_runs_app", earlier(cursor, lost_runs._STUCK_AFTER))) == "every run lives"
     assert status(chain, run) == dg.DagsterRunStatus.STARTED
 
@@ -423,7 +423,7 @@ def test_a_continuation_that_was_made_and_not_queued_is_queued(
 def test_nothing_is_continued_that_an_operator_holds(queued: InProcess, workspace: WorkspaceProcessContext) -> None:
     """It waits in the queue, which keeps the backfill open; the pool lets it not through."""
     died_while_handing_over(queued, launched(queued, workspace))
-    pause.pause(MIGRATION, queued.url, reason="not now")
+    pause.pause(work(MIGRATION, queued.url), reason="not now")
     assert "is held: not now" in resume(queued)
     assert Counter(run.status for run in of_backfill(queued)) == {
         dg.DagsterRunStatus.FAILURE: 1,

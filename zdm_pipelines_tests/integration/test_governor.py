@@ -1,4 +1,4 @@
-"""Governor: what holds a running backfill, what lets it go on, and what it leaves behind."""
+"""Governor: what holds a running backfill, what lets it go on, and what it leaves behind; in real time."""
 
 from __future__ import annotations
 
@@ -6,21 +6,19 @@ import ctypes
 import itertools
 import threading
 import time
-from datetime import datetime, timedelta
 from typing import Any
 
 import pytest
 
-from zdm_pipelines.engine import holds, tuning, turns
-from zdm_pipelines.engine.batches import Moved
-from zdm_pipelines.engine.pace import Pace
-from zdm_pipelines.engine.signals import Surroundings
-from zdm_pipelines.engine.throttle import Governor
-from zdm_pipelines.model.errors import SpecError, StateConflict, Throttled
-from zdm_pipelines.model.migration import Backfill, Database, Migration
+from zdm_pipelines.engine import budget
+from zdm_pipelines.model.errors import StateConflict, Throttled
+from zdm_pipelines.model.migration import Database, Migration
 from zdm_pipelines.model.states import State
-from zdm_pipelines.phases import backfill, pause, preflight, rollback, watch
+from zdm_pipelines.model.values import Moved
+from zdm_pipelines.phases import backfill
 from zdm_pipelines.sandbox.server import Server
+from zdm_pipelines.verbs import pause, rollback
+from zdm_pipelines_tests.gauged import STEADY, gauge, gauged, leaves_nothing, limit, plain
 from zdm_pipelines_tests.helpers import (
     Background,
     backfilled,
@@ -33,27 +31,10 @@ from zdm_pipelines_tests.helpers import (
     replaced,
     sql,
     state,
+    work,
 )
 
 APP = Database(name="app", max_parallel=32)
-NAME = "people_display_name"
-GAUGE = "signal:gauge"
-STEADY = {"range_rows": 100_000, "batch_rows": 5, "batch_target": "60s", "max_parallel": 1}
-
-
-def limit(**limits: Any) -> dict[str, Any]:
-    """The limits of a signal that reads the gauge."""
-    return {
-        "name": "gauge", "query": "SELECT value FROM public.gauge", "pause_above": 10, "resume_below": 5, **limits
-    }  # fmt: skip
-
-
-def gauged(*, throttle: dict[str, Any] | None = None, **sections: Any) -> Migration:
-    return replaced(**{"throttle": {"sql": [limit()], **(throttle or {})}, "backfill": STEADY, **sections})
-
-
-def plain(**sections: Any) -> Migration:
-    return replaced(**{"backfill": STEADY, **sections})
 
 
 @pytest.fixture
@@ -69,14 +50,6 @@ def url(database: str) -> str:
     )
     gauge(database, "0::float8")
     return database
-
-
-def gauge(url: str, shown: object, where: str = "") -> None:
-    """Show something else: a number, or whatever else SQL can give."""
-    sql(
-        url,
-        f"BEGIN; DROP VIEW IF EXISTS public.gauge; CREATE VIEW public.gauge AS SELECT {shown} AS value {where}; COMMIT",
-    )
 
 
 def delay(url: str, seconds: float) -> None:
@@ -123,35 +96,14 @@ class Run:
     def ends(self) -> Any:
         """Let it run to its end, in a few large batches."""
         self._hurry.set()
-        pause.tune(self._m, self._url, {"backfill": {"batch_rows": 1_000}})
+        pause.tune(work(self._m, self._url), {"backfill": {"batch_rows": 1_000}})
         return self.job.result()
-
-
-def expires(url: str, owner: str = GAUGE) -> datetime | None:
-    """When a hold ends by itself; None when there is none."""
-    rows = sql(url, "SELECT expires_at FROM zdm.hold WHERE migration = %s AND owner = %s", NAME, owner)
-    return rows[0][0] if rows else None
-
-
-def reason(url: str, owner: str = GAUGE) -> str:
-    """What the ledger says of a hold."""
-    rows = sql(url, "SELECT reason FROM zdm.hold WHERE migration = %s AND owner = %s", NAME, owner)
-    return str(rows[0][0]) if rows else ""
 
 
 def moved_once(url: str, rows: int = 3_000) -> None:
     """Every row is moved, and was counted once."""
     assert one(url, "SELECT count(*) FROM people WHERE display_name IS DISTINCT FROM 'n:' || full_name") == 0
     assert one(url, "SELECT sum(rows) FROM zdm.range") == rows
-
-
-def leaves_nothing(url: str) -> None:
-    """No session and no thread of a run is left."""
-    sessions = (
-        "SELECT count(*) FROM pg_stat_activity WHERE application_name LIKE 'zdm %%' AND datname = current_database()"
-    )
-    eventually(lambda: one(url, sessions) == 0)
-    eventually(lambda: not [t.name for t in threading.enumerate() if t.name.startswith("zdm ")])
 
 
 # -- what ends a run --------------------------------------------------------------------------------------
@@ -175,23 +127,6 @@ def test_a_critical_signal_ends_a_run_that_works_and_its_checkpoint_stays(url: s
     leaves_nothing(url)
     gauge(url, 0)
     backfilled(m, url)
-    moved_once(url)
-
-
-def test_a_critical_signal_that_was_tuned_away_ends_nothing(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Also when the signal answers before the ledger does."""
-    m = gauged(throttle={"sql": [limit(critical_above=20)]})
-    expanded(m, url)
-    gauge(url, 21)
-    pause.tune(m, url, {"throttle": {"sql": []}})
-    effective = tuning.effective
-
-    def slowly(*args: Any) -> tuning.Settings:
-        time.sleep(1)
-        return effective(*args)
-
-    monkeypatch.setattr(tuning, "effective", slowly)
-    Run(m, url).ends()
     moved_once(url)
 
 
@@ -228,7 +163,7 @@ def interrupted(job: Background) -> None:
 def test_an_interrupt_ends_a_run_that_waits(url: str) -> None:
     m = gauged()
     expanded(m, url)
-    pause.pause(m, url, reason="lunch")
+    pause.pause(work(m, url), reason="lunch")
     run = Run(m, url)
     eventually(lambda: run.told_of("waiting: lunch"))
     begun = time.monotonic()
@@ -245,7 +180,7 @@ def test_closing_a_run_that_waits(url: str) -> None:
     m = replaced(backfill={"range_rows": 500, "batch_rows": 5, "max_parallel": 1}, throttle={"sql": [limit()]})
     expanded(m, url)
     told: list[str] = []
-    run = backfill.run(m, url, tell=told.append, batch=lambda _: time.sleep(0.02))
+    run = backfill.run(work(m, url, tell=told.append), batch=lambda _: time.sleep(0.02))
     first = next(run)
     gauge(url, 11)
     eventually(lambda: any("gauge is 11" in t for t in told))
@@ -253,29 +188,6 @@ def test_closing_a_run_that_waits(url: str) -> None:
     run.close()
     assert time.monotonic() - begun < 10
     assert first.rows <= one(url, "SELECT sum(rows) FROM zdm.range") < 3_000
-    leaves_nothing(url)
-
-
-def test_a_signal_that_is_tuned_in_while_the_run_ends_is_not_left_behind(
-    url: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    m = plain()
-    expanded(m, url)
-    closing, asked = threading.Event(), threading.Event()
-    more = tuning.declared(gauged())
-
-    def late(*_: Any) -> tuning.Settings:
-        asked.set()
-        closing.wait(10)
-        time.sleep(0.3)
-        return more
-
-    monkeypatch.setattr(tuning, "effective", late)
-    around = Surroundings(url=url, catalog=preflight.catalog_of(url, m))
-    governor = Governor(m, around, tell=lambda _: None)
-    assert asked.wait(30)
-    closing.set()
-    governor.close()
     leaves_nothing(url)
 
 
@@ -295,114 +207,6 @@ def test_a_run_leaves_nothing_behind(url: str) -> None:
 # -- what holds it ----------------------------------------------------------------------------------------
 
 
-def closed_now(url: str) -> str:
-    """A window that opens in two hours."""
-    hour = one(url, "SELECT extract(hour FROM clock_timestamp() AT TIME ZONE 'UTC')::int")
-    return f"{(hour + 2) % 24:02}:00-{(hour + 3) % 24:02}:00 UTC"
-
-
-def test_a_closed_window_holds_a_run_until_it_is_tuned_open(url: str) -> None:
-    window = closed_now(url)
-    m = Migration.model_validate(plain().model_dump(mode="json") | {"allowed": [window]})
-    expanded(m, url)
-    run = Run(m, url)
-    eventually(lambda: run.told_of(f"waiting: outside {window}; opens at "))
-    run.stands()
-    assert not run.batches
-    pause.tune(m, url, {"allowed": []})
-    run.works()
-    assert run.told_of("going on after")
-    pause.tune(m, url, {"allowed": window})
-    eventually(lambda: run.told[-1].startswith("waiting: outside "))
-    run.stands()
-    pause.tune(m, url, {"allowed": []})
-    run.ends()
-    moved_once(url)
-
-
-BROKEN = (
-    ("NULL::int", "", "it gave NULL that is no finite number"),
-    ("'eleven'::text", "", "it gave a str that is no finite number"),
-    ("1 / (SELECT 0)", "", "DivisionByZero"),
-    ("1", "WHERE false", "the query gives no row"),
-    ("n", "FROM generate_series(1, 2) n", "the query gives several rows"),
-    ("1", "FROM pg_sleep(600)", "canceling statement due to statement timeout"),
-    ("'Infinity'::float8", "", "that is no finite number"),
-)
-
-
-def test_a_signal_that_breaks_under_a_run_holds_it_until_it_is_mended(url: str) -> None:
-    m = gauged()
-    expanded(m, url)
-    run = Run(m, url)
-    for shown, where, expected in BROKEN:
-        run.works()
-        gauge(url, shown, where)
-        eventually(lambda expected=expected: expected in reason(url), 10)  # type: ignore[misc]
-        assert reason(url).startswith("gauge cannot be read: ")
-        eventually(lambda expected=expected: run.told_of("waiting: gauge cannot be read: ", expected), 5)  # type: ignore[misc]
-        run.stands(0.3)
-        gauge(url, 0)
-        eventually(lambda: expires(url) is None)
-    run.ends()
-    moved_once(url)
-
-
-def test_a_signal_whose_table_is_gone_or_locked_holds_a_run(url: str) -> None:
-    m = gauged()
-    expanded(m, url)
-    run = Run(m, url)
-    run.works()
-    sql(url, "DROP VIEW gauge")
-    eventually(lambda: 'relation "public.gauge" does not exist' in reason(url))
-    gauge(url, 0)
-    run.works()
-    with holding(url, "LOCK TABLE gauge"):
-        eventually(lambda: run.told_of("waiting: gauge", "timeout"))
-        run.stands(0.3)
-    run.ends()
-    moved_once(url)
-
-
-def test_the_hold_of_a_signal_is_renewed_outlives_the_run_and_is_lifted_by_the_next(url: str) -> None:
-    m = gauged()
-    expanded(m, url)
-    gauge(url, 11)
-    run = Run(m, url)
-    eventually(lambda: expires(url) is not None)
-    first, now = expires(url), one(url, "SELECT clock_timestamp()")
-    assert first is not None
-    assert now < first <= now + timedelta(seconds=holds.SIGNAL_SECONDS)
-    eventually(lambda: (expires(url) or now) > first)  # it is still watched
-    interrupted(run.job)
-    with pytest.raises(KeyboardInterrupt):
-        run.job.result(30)
-    assert reason(url) == "gauge is 11, above 10; goes on at 5"
-    gauge(url, 7)
-    run = Run(m, url)
-    eventually(lambda: run.told_of("waiting: gauge is 7"))  # between its limits it is not good again
-    gauge(url, 5)
-    run.works()
-    eventually(lambda: expires(url) is None)
-    run.ends()
-
-
-def test_a_signals_hold_that_was_lifted_stands_again_at_once_when_it_is_bad_again(url: str) -> None:
-    m = gauged()
-    expanded(m, url)
-    run = Run(m, url)
-    for _ in range(3):
-        gauge(url, 11)
-        eventually(lambda: expires(url) is not None, 2.5)
-        pause.tune(m, url, {"throttle": {"sql": []}})
-        eventually(lambda: expires(url) is None)
-        run.works()
-        pause.reset(m, url)
-    eventually(lambda: expires(url) is not None, 2.5)
-    gauge(url, 0)
-    run.ends()
-
-
 def test_two_runs_stop_for_one_hold(url: str) -> None:
     m = replaced(backfill={"range_rows": 300, "batch_rows": 5, "max_parallel": 4})
     expanded(m, url)
@@ -410,12 +214,12 @@ def test_two_runs_stop_for_one_hold(url: str) -> None:
     runs = [Run(m, url, partitions=keys[::2]), Run(m, url, partitions=keys[1::2])]
     for run in runs:
         run.works()
-    pause.pause(m, url, reason="lunch")
+    pause.pause(work(m, url), reason="lunch")
     for run in runs:
         eventually(lambda run=run: run.told_of("waiting: lunch (hold of operator)"))  # type: ignore[misc]
     for run in runs:
         run.stands()
-    pause.resume(m, url)
+    pause.resume(work(m, url))
     for run in runs:
         run.ends()
     moved_once(url)
@@ -428,7 +232,7 @@ def test_what_is_under_way_when_a_hold_is_placed_is_all_that_is_still_written(ur
     delay(url, 0.2)  # a second for each batch; holds are seen after half of one
     run = Run(m, url)
     eventually(lambda: writing(url) == 2)
-    pause.pause(m, url, reason="lunch")
+    pause.pause(work(m, url), reason="lunch")
     before = one(url, "SELECT sum(batches) FROM zdm.range")
     eventually(lambda: run.told_of("waiting: lunch"))
     eventually(lambda: writing(url) == 0)
@@ -436,7 +240,7 @@ def test_what_is_under_way_when_a_hold_is_placed_is_all_that_is_still_written(ur
     assert writing(url) == 0
     assert one(url, "SELECT sum(batches) FROM zdm.range") <= before + 4
     delay(url, 0)
-    pause.resume(m, url)
+    pause.resume(work(m, url))
     run.ends()
     moved_once(url)
 
@@ -461,43 +265,6 @@ def most_writing(url: str, seconds: float) -> int:
     return max(writing(url) for _ in itertools.takewhile(lambda _: time.monotonic() < deadline, itertools.count()))
 
 
-def test_batch_rows_are_tuned_up_and_down_and_reset(url: str) -> None:
-    m = plain()
-    expanded(m, url)
-    run = Run(m, url)
-    eventually(lambda: run.batches)
-    for rows in (20, 2, 40):
-        pause.tune(m, url, {"backfill": {"batch_rows": rows}})
-        eventually(lambda rows=rows: run.batches[-1].rows == rows)  # type: ignore[misc]
-    pause.reset(m, url)
-    eventually(lambda: run.batches[-1].rows == 5)
-    assert {b.rows for b in run.batches} == {5, 20, 2, 40}
-    assert run.told.count("settings were changed while running") == 4
-    run.ends()
-    moved_once(url)
-
-
-def test_nice_is_tuned(url: str) -> None:
-    m = plain()
-    expanded(m, url)
-    delay(url, 0.01)
-    run = Run(m, url)
-    run.works()
-    delay(url, 0.2)
-    pause.tune(m, url, {"throttle": {"nice": 100}})  # a hundred seconds after each batch
-    eventually(lambda: run.told_of("settings were changed"))
-    time.sleep(1.5)
-    before = len(run.batches)
-    time.sleep(1.5)
-    assert len(run.batches) == before
-    delay(url, 0)
-    pause.tune(m, url, {"throttle": {"nice": 0}})  # the rest under way ends too
-    begun = len(run.batches)
-    eventually(lambda: len(run.batches) > begun + 10)
-    run.ends()
-    moved_once(url)
-
-
 def test_max_parallel_is_tuned_up_and_down(url: str) -> None:
     m = replaced(backfill={"range_rows": 700, "batch_rows": 5, "batch_target": "60s", "max_parallel": 1})
     expanded(m, url)
@@ -507,120 +274,27 @@ def test_max_parallel_is_tuned_up_and_down(url: str) -> None:
     run.works()
     assert most_writing(url, 0.5) == 1
     for parallel in (4, 2, 3, 1):
-        pause.tune(m, url, {"backfill": {"max_parallel": parallel}})
+        pause.tune(work(m, url), {"backfill": {"max_parallel": parallel}})
         eventually(lambda parallel=parallel: most_writing(url, 0.5) == parallel)  # type: ignore[misc]
         assert most_writing(url, 0.5) <= parallel
         run.works()
     assert not any(r.done for r in ranges(m, url))  # those that rest have work to do
     delay(url, 0)
-    pause.tune(m, url, {"backfill": {"max_parallel": 4, "batch_rows": 100}})
+    pause.tune(work(m, url), {"backfill": {"max_parallel": 4, "batch_rows": 100}})
     run.ends()
     moved_once(url)
     leaves_nothing(url)
 
 
-def test_limits_are_tuned(url: str) -> None:
-    m = gauged()
-    expanded(m, url)
-    gauge(url, 7)
-    run = Run(m, url)
-    run.works()
-    pause.tune(m, url, {"throttle": {"sql": [limit(pause_above=6)]}})
-    eventually(lambda: run.told_of("waiting: gauge is 7, above 6; goes on at 5"))
-    run.stands()
-    pause.tune(m, url, {"throttle": {"sql": [limit(pause_above=6, critical_above=6.5)], "max_wait": "5m"}})
-    with pytest.raises(Throttled, match="a signal is critical"):
-        run.job.result(30)
-    gauge(url, 0)
-    pause.reset(m, url)
-    backfilled(m, url)
-    moved_once(url)
-
-
-def test_max_wait_is_tuned_while_a_run_waits(url: str) -> None:
-    m = gauged()
-    expanded(m, url)
-    gauge(url, 11)
-    run = Run(m, url)
-    eventually(lambda: run.told_of("waiting: gauge is 11"))
-    pause.tune(m, url, {"throttle": {"max_wait": "100ms"}})
-    with pytest.raises(Throttled, match="gauge is 11"):
-        run.job.result(30)
-
-
-def test_a_signal_is_tuned_in_and_out(url: str) -> None:
-    """One that holds the run is taken away, and the run goes on though the signal is as bad as before."""
-    m = plain(throttle={"oldest_transaction": {"pause_above": "200ms"}})
-    expanded(m, url)
-    run = Run(m, url)
-    run.works()
-    with holding(url, "SELECT txid_current()", name="a report"):
-        eventually(lambda: run.told_of("waiting: oldest_transaction is", "a report"))
-        eventually(lambda: reason(url, "signal:oldest_transaction"))
-        run.stands()
-        pause.tune(m, url, {"throttle": {"oldest_transaction": None}})
-        run.works()
-        eventually(lambda: not reason(url, "signal:oldest_transaction"))
-        told = len(run.told)
-        pause.tune(m, url, {"throttle": {"oldest_transaction": {"pause_above": "300ms"}}})
-        eventually(lambda: any("waiting: oldest_transaction is" in t for t in run.told[told:]))
-        run.stands()
-    run.ends()
-    moved_once(url)
-
-
-def test_what_newer_code_declares_reaches_a_run_of_older_code(url: str) -> None:
-    m = plain()
-    expanded(m, url)
-    run = Run(m, url)
-    eventually(lambda: run.batches)
-    watch.look(plain(backfill=STEADY | {"batch_rows": 30}), url, APP)
-    eventually(lambda: run.batches[-1].rows == 30)
-    pause.tune(m, url, {"backfill": {"batch_rows": 20}})  # on top of the newest
-    eventually(lambda: run.batches[-1].rows == 20)
-    watch.look(plain(backfill=STEADY | {"batch_rows": 40}), url, APP)
-    pause.reset(m, url)
-    eventually(lambda: run.batches[-1].rows == 40)
-    run.ends()
-    moved_once(url)
-
-
-def test_settings_that_a_run_does_not_understand_hold_it(url: str) -> None:
-    """They may be the limit that should have stopped it."""
-    m = plain()
-    expanded(m, url)
-    run = Run(m, url)
-    run.works()
-    sql(url, "UPDATE zdm.tuning SET declared = jsonb_set(declared, '{backfill,of_the_future}', '1')")
-    eventually(lambda: run.told_of("waiting: the ledger cannot be followed", "of_the_future"))
-    run.stands()
-    sql(url, "UPDATE zdm.tuning SET declared = declared #- '{backfill,of_the_future}'")
-    run.ends()
-    moved_once(url)
-
-
-def test_tuning_asks_nothing_that_is_not_declared(url: str) -> None:
-    """SQL runs as our role, and HTTP sends a token."""
-    m = plain(throttle={"sql": [{"name": "gauge", "query": "SELECT 1", "pause_above": 5}]})
-    expanded(m, url)
-    other = {"name": "gauge", "query": "SELECT 2", "pause_above": 5}
-    web = {"name": "web", "url": "http://127.0.0.1:1/", "token_env": "HOME", "pause_above": 5}
-    for signal in ({"sql": [other]}, {"http": [web]}):
-        with pytest.raises(SpecError, match="is not declared"):
-            pause.tune(m, url, {"throttle": signal})
-    pause.tune(m, url, {"throttle": {"sql": [{"name": "gauge", "query": "SELECT 1", "pause_above": 7}]}})
-    pause.tune(m, url, {"throttle": {"sql": []}})
-
-
 def test_a_run_that_waited_through_a_rollback_moves_nothing(url: str) -> None:
     m = plain()
     expanded(m, url)
-    pause.pause(m, url, reason="lunch")
+    pause.pause(work(m, url), reason="lunch")
     run = Run(m, url)
     eventually(lambda: run.told_of("waiting: lunch"))
-    rollback.run(m, url, to=State.ROLLED_BACK)
+    rollback.run(work(m, url), to=State.ROLLED_BACK)
     expanded(m, url)
-    pause.resume(m, url)
+    pause.resume(work(m, url))
     with pytest.raises(StateConflict, match="was rolled back since"):
         run.job.result()
     assert one(url, "SELECT sum(rows) FROM zdm.range") == 0
@@ -629,11 +303,11 @@ def test_a_run_that_waited_through_a_rollback_moves_nothing(url: str) -> None:
 def test_ranges_that_were_cut_anew_under_a_waiting_run(url: str) -> None:
     m = plain()
     expanded(m, url)
-    pause.pause(m, url, reason="lunch")
+    pause.pause(work(m, url), reason="lunch")
     run = Run(m, url)
     eventually(lambda: run.told_of("waiting: lunch"))
     expanded(plain(backfill=STEADY | {"range_rows": 77}), url)
-    pause.resume(m, url)
+    pause.resume(work(m, url))
     with pytest.raises(StateConflict, match="cut anew"):
         run.job.result()
 
@@ -642,7 +316,7 @@ def test_ranges_that_were_cut_anew_under_a_waiting_run(url: str) -> None:
 
 
 def test_a_batch_that_runs_into_its_timeout_is_split(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(turns, "_SHORTEST_TIMEOUT", 0.4)
+    monkeypatch.setattr(budget, "_SHORTEST_TIMEOUT", 0.4)
     sql(
         url,
         "DELETE FROM people WHERE id > 200; CREATE TABLE written (id bigint); "
@@ -664,7 +338,7 @@ def test_a_batch_that_runs_into_its_timeout_is_split(url: str, monkeypatch: pyte
 
 
 def test_rows_so_slow_that_few_fit_a_batch_are_not_tried_in_more(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(turns, "_SHORTEST_TIMEOUT", 0.4)
+    monkeypatch.setattr(budget, "_SHORTEST_TIMEOUT", 0.4)
     sql(url, "DELETE FROM people WHERE id > 20")
     delay(url, 0.15)
     m = replaced(backfill={"batch_rows": 20, "batch_target": "20ms", "max_parallel": 1})
@@ -672,17 +346,6 @@ def test_rows_so_slow_that_few_fit_a_batch_are_not_tried_in_more(url: str, monke
     (range_,) = backfilled(m, url)
     assert range_.retries == 2  # 20, 5, then 1 row at a time
     moved_once(url, 20)
-
-
-def test_pace_that_is_below_the_smallest_batch_does_not_grow_by_being_slow() -> None:
-    pace = Pace(Backfill(batch_rows=100, batch_target="100ms"))  # type: ignore[arg-type]
-    for expected in (25, 6, 1):
-        assert pace.too_long(pace.rows) == expected
-    pace.took(0.2, 1)
-    assert pace.rows == 1
-    for _ in range(20):
-        pace.took(0.001, pace.rows)
-    assert pace.rows > 10
 
 
 def test_time_under_a_hold_is_no_time_that_the_application_held_a_row(url: str) -> None:
@@ -693,10 +356,10 @@ def test_time_under_a_hold_is_no_time_that_the_application_held_a_row(url: str) 
     with holding(url, "SELECT FROM people WHERE id = 7 FOR UPDATE"):
         run = Run(m, url)
         eventually(lambda: one(url, "SELECT sum(rows) FROM zdm.range") == 99)
-        pause.pause(m, url, reason="lunch")
+        pause.pause(work(m, url), reason="lunch")
         eventually(lambda: run.told_of("waiting: lunch"))
         time.sleep(3.5)
-        pause.resume(m, url)
+        pause.resume(work(m, url))
         eventually(lambda: run.told_of("going on after") or not run.job.is_alive())
         time.sleep(1)  # it finds the row held again
     run.ends()

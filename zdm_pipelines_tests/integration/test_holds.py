@@ -9,13 +9,18 @@ from typing import Any
 
 import pytest
 
+from zdm_pipelines import ledger
+from zdm_pipelines.dialects import server_at
 from zdm_pipelines.dialects.postgres.connection import Connection, connected
-from zdm_pipelines.engine import holds, ledger, tuning
+from zdm_pipelines.engine import tuning
 from zdm_pipelines.engine.signals import DEADLINE
+from zdm_pipelines.ledger import holds
 from zdm_pipelines.model.errors import SpecError, StateConflict, Throttled
+from zdm_pipelines.model.holds import EVERY
 from zdm_pipelines.model.migration import Database, Migration
 from zdm_pipelines.model.states import State
-from zdm_pipelines.phases import pause, watch
+from zdm_pipelines.model.tuning import declared_settings
+from zdm_pipelines.verbs import pause, watch
 from zdm_pipelines_tests.helpers import (
     Background,
     backfilled,
@@ -28,6 +33,7 @@ from zdm_pipelines_tests.helpers import (
     sql,
     state,
     walk,
+    work,
 )
 
 APP = Database(name="app")
@@ -39,7 +45,7 @@ SLOW = {"range_rows": 5_000, "batch_rows": 5, "max_parallel": 1}
 @pytest.fixture
 def conn(database: str) -> Iterator[Connection]:
     """A database with a ledger, and a connection to it."""
-    ledger.ensure(database)
+    ledger.ensure(server_at(database))
     with connected(database, purpose="test") as opened:
         yield opened
 
@@ -81,7 +87,7 @@ def test_a_hold_that_is_not_renewed_expires_and_then_begins_anew(conn):
 
 
 def test_a_hold_of_all_stands_against_each_and_is_not_lifted_by_one(conn):
-    holds.place(conn, holds.EVERY, "anna", "a failover")
+    holds.place(conn, EVERY, "anna", "a failover")
     holds.place(conn, NAME, "anna", "an import")
     holds.place(conn, "another", "bert", "nobody's business")
     assert [(h.migration, h.reason) for h in holds.standing(conn, NAME)] == [("*", "a failover"), (NAME, "an import")]
@@ -107,17 +113,17 @@ def test_pause_and_resume(database):
     people(database, 10)
     m = replaced()
     with pytest.raises(StateConflict, match="no ledger yet"):
-        pause.pause(m, database, reason="too early")
-    assert not pause.resume(m, database)
+        pause.pause(work(m, database), reason="too early")
+    assert not pause.resume(work(m, database))
     expanded(m, database)
-    assert [h.reason for h in pause.pause(m, database, reason="lunch")] == ["lunch"]
-    pause.pause(m, database, reason="a long lunch")
-    assert [h.owner for h in pause.pause(m, database, reason="an import", owner="anna")] == ["operator", "anna"]
-    assert pause.resume(m, database)
-    assert not pause.resume(m, database)
-    assert [h.owner for h in watch.against(m, database)] == ["anna"]
-    assert pause.resume(m, database, owner="anna")
-    assert watch.against(m, database) == []
+    assert [h.reason for h in pause.pause(work(m, database), reason="lunch")] == ["lunch"]
+    pause.pause(work(m, database), reason="a long lunch")
+    assert [h.owner for h in pause.pause(work(m, database), reason="an import", owner="anna")] == ["operator", "anna"]
+    assert pause.resume(work(m, database))
+    assert not pause.resume(work(m, database))
+    assert [h.owner for h in watch.against(work(m, database))] == ["anna"]
+    assert pause.resume(work(m, database), owner="anna")
+    assert watch.against(work(m, database)) == []
     told = [
         what for (what,) in sql(database, "SELECT what FROM zdm.event WHERE what ~ '^(paused|resumed)' ORDER BY id")
     ]
@@ -127,30 +133,30 @@ def test_pause_and_resume(database):
 @pytest.mark.parametrize("owner", ["signal:load", "signal:", "window", "ledger", "*"])
 def test_nobody_speaks_for_a_signal(database, owner):
     with pytest.raises(SpecError, match="by what it speaks of"):
-        pause.pause(replaced(), database, reason="x", owner=owner)
+        pause.pause(work(replaced(), database), reason="x", owner=owner)
     with pytest.raises(SpecError, match="by what it speaks of"):
-        pause.resume(replaced(), database, owner=owner)
+        pause.resume(work(replaced(), database), owner=owner)
 
 
 def test_a_hold_has_an_owner(database):
     with pytest.raises(SpecError, match="has no owner"):
-        pause.pause(replaced(), database, reason="x", owner=" ")
+        pause.pause(work(replaced(), database), reason="x", owner=" ")
 
 
 def test_a_run_waits_for_every_hold_and_for_each(database):
     people(database, 500)
     m = replaced(backfill=SLOW, throttle={"nice": 1})
     expanded(m, database)
-    pause.pause(m, database, reason="lunch")
-    pause.pause(m, database, reason="a failover", owner="anna", every=True)
+    pause.pause(work(m, database), reason="lunch")
+    pause.pause(work(m, database), reason="a failover", owner="anna", every=True)
     told: list[str] = []
     job = Background(lambda: backfilled(m, database, tell=told.append))
     eventually(lambda: any("lunch" in t and "a failover" in t for t in told))
-    pause.resume(m, database)
+    pause.resume(work(m, database))
     eventually(lambda: told[-1] == "waiting: a failover (hold of anna)")
     time.sleep(1)
     assert not one(database, "SELECT sum(rows) FROM zdm.range")
-    pause.resume(m, database, owner="anna", every=True)
+    pause.resume(work(m, database), owner="anna", every=True)
     job.result()
     assert state(m, database) == State.BACKFILLED
 
@@ -159,7 +165,7 @@ def test_a_run_that_waits_too_long_says_for_whom(database):
     people(database, 50)
     m = replaced(throttle={"max_wait": "500ms"})
     expanded(m, database)
-    pause.pause(m, database, reason="lunch")
+    pause.pause(work(m, database), reason="lunch")
     with pytest.raises(Throttled, match=r"lunch \(hold of operator\)") as error:
         backfilled(m, database)
     assert error.value.reasons == ("lunch",)
@@ -185,16 +191,16 @@ def watched(query: str = "SELECT value FROM public.load", **limits: Any) -> Migr
 def test_a_bad_signal_places_its_hold_and_a_good_one_lifts_it(database, load):
     m = watched()
     expanded(m, database)
-    assert watch.look(m, database, APP).against == ()
+    assert watch.look(work(m, database, database=APP)).against == ()
     load(11)
-    look = watch.look(m, database, APP)
+    look = watch.look(work(m, database, database=APP))
     assert look.state == State.EXPANDED
     assert [v.bad for v in look.verdicts] == [True]
     assert [(h.owner, h.reason) for h in look.against] == [(LOAD, "load is 11, above 10; goes on at 5")]
-    assert watch.against(m, database) == list(look.against)
+    assert watch.against(work(m, database)) == list(look.against)
     load(5)
-    assert watch.look(m, database, APP).against == ()
-    assert watch.against(m, database) == []
+    assert watch.look(work(m, database, database=APP)).against == ()
+    assert watch.against(work(m, database)) == []
 
 
 def test_between_the_limits_the_last_verdict_stays_whoever_gave_it(database, load):
@@ -203,19 +209,19 @@ def test_between_the_limits_the_last_verdict_stays_whoever_gave_it(database, loa
     expanded(m, database)
     for value in (7, 11, 7, 5.1, 10, 5, 7, 10, 10.1):
         load(value)
-        seen.append(bool(watch.look(m, database, APP).against))
+        seen.append(bool(watch.look(work(m, database, database=APP)).against))
     assert seen == [False, True, True, True, True, False, False, False, True]
 
 
 def test_a_signal_that_recovers_lifts_no_other_hold(database, load):
     m = watched()
     expanded(m, database)
-    pause.pause(m, database, reason="lunch")
-    pause.pause(m, database, reason="a failover", owner="load", every=True)
+    pause.pause(work(m, database), reason="lunch")
+    pause.pause(work(m, database), reason="a failover", owner="load", every=True)
     load(11)
-    assert {h.owner for h in watch.look(m, database, APP).against} == {"operator", "load", LOAD}
+    assert {h.owner for h in watch.look(work(m, database, database=APP)).against} == {"operator", "load", LOAD}
     load(0)
-    assert {h.owner for h in watch.look(m, database, APP).against} == {"operator", "load"}
+    assert {h.owner for h in watch.look(work(m, database, database=APP)).against} == {"operator", "load"}
 
 
 def test_a_look_at_some_signals_leaves_the_others_alone(database, load):
@@ -225,10 +231,10 @@ def test_a_look_at_some_signals_leaves_the_others_alone(database, load):
     )})})  # fmt: skip
     expanded(m, database)
     load(11)
-    assert {h.owner for h in watch.look(m, database, APP).against} == {LOAD, "signal:other"}
+    assert {h.owner for h in watch.look(work(m, database, database=APP)).against} == {LOAD, "signal:other"}
     load(0)
-    assert {h.owner for h in watch.look(m, database, APP, only=["other"]).against} == {LOAD}
-    assert watch.look(m, database, APP).against == ()
+    assert {h.owner for h in watch.look(work(m, database, database=APP), only=["other"]).against} == {LOAD}
+    assert watch.look(work(m, database, database=APP)).against == ()
 
 
 @pytest.mark.parametrize(
@@ -247,18 +253,18 @@ def test_a_look_at_some_signals_leaves_the_others_alone(database, load):
 def test_what_cannot_be_read_is_bad_and_says_so(database, load, query, expected):
     m = watched(query)
     expanded(m, database)
-    (hold,) = watch.look(m, database, APP).against
+    (hold,) = watch.look(work(m, database, database=APP)).against
     assert hold.owner == LOAD
     assert hold.reason.startswith("load cannot be read: ")
     assert expected in hold.reason
-    assert watch.look(watched(), database, APP).against == ()
+    assert watch.look(work(watched(), database, database=APP)).against == ()
 
 
 def test_a_signal_that_hangs_is_bad_and_delays_no_other(database, load):
     m = watched("SELECT 1 FROM pg_sleep(60)")
     expanded(m, database)
     begun = time.monotonic()
-    (hold,) = watch.look(m, database, APP).against
+    (hold,) = watch.look(work(m, database, database=APP)).against
     assert time.monotonic() - begun < 3 * DEADLINE
     assert "cannot be read" in hold.reason
     eventually(lambda: not one(database, "SELECT count(*) FROM pg_stat_activity WHERE query LIKE '%%pg_sleep(60)%%' "
@@ -269,29 +275,29 @@ def test_a_signal_that_is_no_longer_declared_loses_its_hold(database, load):
     m = watched()
     expanded(m, database)
     load(11)
-    assert len(watch.look(m, database, APP).against) == 1
-    pause.pause(m, database, reason="lunch")
-    assert [h.owner for h in watch.look(replaced(), database, APP).against] == ["operator"]
+    assert len(watch.look(work(m, database, database=APP)).against) == 1
+    pause.pause(work(m, database), reason="lunch")
+    assert [h.owner for h in watch.look(work(replaced(), database, database=APP)).against] == ["operator"]
 
 
 def test_what_was_tuned_is_what_is_looked_at(database, load):
     m = watched()
     expanded(m, database)
     load(11)
-    pause.tune(m, database, {"throttle": {"sql": []}})
-    assert watch.look(m, database, APP).against == ()
-    pause.reset(m, database)
-    assert len(watch.look(m, database, APP).against) == 1
+    pause.tune(work(m, database), {"throttle": {"sql": []}})
+    assert watch.look(work(m, database, database=APP)).against == ()
+    pause.reset(work(m, database))
+    assert len(watch.look(work(m, database, database=APP)).against) == 1
 
 
 def test_nobody_is_held_where_nothing_is_moved(database, load):
     m = watched()
     load(11)
-    assert watch.look(m, database, APP) == watch.Look(state=State.PLANNED)
+    assert watch.look(work(m, database, database=APP)) == watch.Look(state=State.PLANNED)
     load(0)
     walk(m, database, State.BACKFILLED)
     load(11)
-    assert watch.look(m, database, APP) == watch.Look(state=State.BACKFILLED)
+    assert watch.look(work(m, database, database=APP)) == watch.Look(state=State.BACKFILLED)
     assert owners(database) == []
 
 
@@ -300,11 +306,11 @@ def test_a_closed_window_stands_beside_the_holds(database, load):
     expanded(m, database)
     hour = one(database, "SELECT extract(hour FROM clock_timestamp() AT TIME ZONE 'UTC')::int")
     window = f"{(hour + 2) % 24:02}:00-{(hour + 3) % 24:02}:00 UTC"
-    pause.tune(m, database, {"allowed": [window]})
+    pause.tune(work(m, database), {"allowed": [window]})
     load(11)
-    assert [h.owner for h in watch.look(m, database, APP).against] == [LOAD, "window"]
+    assert [h.owner for h in watch.look(work(m, database, database=APP)).against] == [LOAD, "window"]
     assert owners(database) == [LOAD]  # nobody has to lift it
-    (_, hold) = watch.against(m, database)
+    (_, hold) = watch.against(work(m, database))
     assert hold.reason.startswith(f"outside {window}; opens at ")
 
 
@@ -343,7 +349,7 @@ def test_a_run_that_begins_between_the_limits_goes_on_waiting(database, load):
     m = watched()
     expanded(m, database)
     load(11)
-    watch.look(m, database, APP)
+    watch.look(work(m, database, database=APP))
     load(7)
     job = Background(lambda: backfilled(m, database))
     time.sleep(2)
@@ -388,4 +394,4 @@ def test_tuning_that_nobody_understands_changes_nothing(database, conn):
     with pytest.raises(SpecError, match="greater than 0"):
         tuning.tune(conn, m, {"backfill": {"batch_rows": 0}})
     assert tuning.tuned(conn, m.name) == {}
-    assert tuning.effective(conn, m) == tuning.declared(m)
+    assert tuning.effective(conn, m) == declared_settings(m)

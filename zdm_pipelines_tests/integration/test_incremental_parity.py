@@ -11,14 +11,19 @@ from typing import Any
 import psycopg
 import pytest
 
+from zdm_pipelines import ledger
+from zdm_pipelines.dialects import server_at
 from zdm_pipelines.dialects.postgres.connection import connected
-from zdm_pipelines.engine import parity, proofs
+from zdm_pipelines.engine.proof import parity, proofs
+from zdm_pipelines.model.capabilities import Notes
 from zdm_pipelines.model.errors import DatabaseUnreachable, GateRefused, MappingFailed
 from zdm_pipelines.model.migration import Migration
 from zdm_pipelines.model.states import State
-from zdm_pipelines.model.values import KeyRange, Report
-from zdm_pipelines.phases import contract, rollback, validate
+from zdm_pipelines.model.values import KeyRange, Report, Statement
+from zdm_pipelines.phases import contract, validate
+from zdm_pipelines.phases.beginning import bound
 from zdm_pipelines.sandbox.server import Server
+from zdm_pipelines.verbs import rollback
 from zdm_pipelines_tests.helpers import (
     Background,
     Worker,
@@ -34,6 +39,7 @@ from zdm_pipelines_tests.helpers import (
     sql,
     state,
     walk,
+    work,
 )
 
 ROWS, RANGES = 1_000, 10
@@ -78,7 +84,7 @@ def wrong(url: str, key: int) -> None:
 
 
 def agrees(url: str, m: Migration = M) -> Report:
-    report = validate.run(m, url)
+    report = validate.run(work(m, url))
     assert all(c.passed for c in report.checks), report.summary
     return report
 
@@ -98,7 +104,7 @@ def test_nothing_is_read_when_nobody_wrote(url: str) -> None:
 def test_the_range_that_was_written_and_no_other_is_read(url: str) -> None:
     wrong(url, 250)  # behind everybody's back: only who reads this range can know
     sql(url, "UPDATE people SET full_name = 'x', display_name = 'n:y' WHERE id = 750")
-    report = validate.run(M, url)
+    report = validate.run(work(M, url))
     assert read(report) == 1
     assert report.rows == 100
     assert report.checks[0].facts["first_different_keys"] == ["750"]
@@ -110,7 +116,7 @@ def test_the_range_that_was_written_and_no_other_is_read(url: str) -> None:
     assert read(report) == 1  # that range again; 250 still is not seen
     assert report.checks[0].summary == "1,000 rows agree (100 compared now, the rest unwritten since it was compared)"
     # What reads everything sees it.
-    report = validate.run(M, url, full=True)
+    report = validate.run(work(M, url), full=True)
     assert read(report) == RANGES
     assert report.checks[0].facts["first_different_keys"] == ["250"]
     assert report.rows == ROWS
@@ -122,10 +128,10 @@ def test_contract_reads_everything(url: str) -> None:
     assert read(agrees(url)) == 0
     function = function_source(url, M)
     with pytest.raises(GateRefused, match=r"1 different \(first keys: 250\)"):
-        contract.run(M, url)
+        contract.run(work(M, url))
     assert function_source(url, M) == function
     # Validate, which is to be run now, finds it as well.
-    report = validate.run(M, url)
+    report = validate.run(work(M, url))
     assert read(report) == RANGES
     assert report.checks[0].facts["first_different_keys"] == ["250"]
 
@@ -134,7 +140,7 @@ def test_a_contract_that_is_refused_leaves_proofs_their_worth(url: str) -> None:
     """Its sync functions noted writes as the one before did."""
     walk(M, url, State.SWITCHED)
     with pytest.raises(KeyboardInterrupt):
-        contract.run(M, url, compared=lambda _: (_ for _ in ()).throw(KeyboardInterrupt))
+        contract.run(work(M, url), compared=lambda _: (_ for _ in ()).throw(KeyboardInterrupt))
     sql(url, "UPDATE people SET full_name = 'x' WHERE id = 750")
     assert read(agrees(url)) == 1
 
@@ -146,8 +152,8 @@ def test_writes_while_contract_records_keys_are_noted(url: str) -> None:
         sql(url, "UPDATE people SET full_name = 'x', display_name = 'n:y' WHERE id = 350")
 
     with pytest.raises(GateRefused):
-        contract.run(M, url, compared=interfere)
-    report = validate.run(M, url)
+        contract.run(work(M, url), compared=interfere)
+    report = validate.run(work(M, url))
     assert read(report) == 1
     assert report.checks[0].facts["first_different_keys"] == ["350"]
 
@@ -155,7 +161,7 @@ def test_writes_while_contract_records_keys_are_noted(url: str) -> None:
 def test_writes_behind_the_tombstone_are_noted(url: str) -> None:
     walk(M, url, State.TOMBSTONED)
     sql(url, "UPDATE people SET display_name = 'n:late' WHERE id = 350")
-    rollback.run(M, url, to=State.SWITCHED)
+    rollback.run(work(M, url), to=State.SWITCHED)
     sql(url, "UPDATE people SET display_name = 'n:later' WHERE id = 950")
     assert read(agrees(url)) == 2
 
@@ -207,9 +213,9 @@ def test_a_write(url: str, statement: str, expected: int) -> None:
     if statement.startswith("MERGE") and one(url, "SELECT current_setting('server_version_num')::int") < 150000:
         pytest.skip("this server has no MERGE")
     sql(url, statement)
-    incremental = validate.run(M, url)
+    incremental = validate.run(work(M, url))
     assert read(incremental) == expected
-    whole = validate.run(M, url, full=True)
+    whole = validate.run(work(M, url), full=True)
     for category in ("missing", "extra", "different"):
         assert incremental.checks[0].facts[category] == whole.checks[0].facts[category]
     assert [c.passed for c in incremental.checks] == [c.passed for c in whole.checks]
@@ -290,20 +296,20 @@ def test_a_transaction_that_begins_before_the_check_and_commits_after_it(url: st
     m = replaced(backfill={"range_rows": 100}, locks={"give_up_after": "0.5s"})
     sql(url, "UPDATE people SET full_name = 'x' WHERE id = 950")
     with holding(url, "UPDATE people SET full_name = 'a', display_name = 'n:b' WHERE id = 5") as writer:
-        report = validate.run(m, url, tell=told.append)
+        report = validate.run(work(m, url, tell=told.append))
         assert all(c.passed for c in report.checks)
         assert read(report) == 1
         assert any("will be compared again" in line for line in told), told
         assert held(url) == RANGES - 1
         writer.commit()
-    report = validate.run(m, url)
+    report = validate.run(work(m, url))
     assert read(report) == 2
     assert report.checks[0].facts["first_different_keys"] == ["5"]
 
 
 def test_a_writer_that_ends_soon_is_waited_for(url: str) -> None:
     with holding(url, "UPDATE people SET full_name = 'a', display_name = 'n:b' WHERE id = 5") as writer:
-        job = Background(lambda: validate.run(M, url))
+        job = Background(lambda: validate.run(work(M, url)))
         job.join(1.0)
         assert job.is_alive()
         writer.commit()
@@ -332,11 +338,11 @@ def test_a_write_that_is_committed_after_the_range_was_compared(
                 wrote.append(1)
                 writer.execute("UPDATE people SET full_name = 'a', display_name = 'n:b' WHERE id = 5")
 
-        report = validate.run(M, url, full=True, compared=write)
+        report = validate.run(work(M, url), full=True, compared=write)
         assert all(c.passed for c in report.checks)
         assert wrote
         writer.commit()
-    report = validate.run(M, url)
+    report = validate.run(work(M, url))
     assert read(report) == 1
     assert report.checks[0].facts["first_different_keys"] == ["5"]
 
@@ -359,7 +365,7 @@ def test_prepared_transactions(two_phases: str) -> None:
             c.execute("BEGIN; UPDATE people SET full_name = 'x' WHERE id = 5; PREPARE TRANSACTION 'one'")
             # While it is open, the session goes on to write into the same range.
             c.execute("UPDATE people SET full_name = 'a', display_name = 'n:b' WHERE id = 6")
-            report = validate.run(m, url)
+            report = validate.run(work(m, url))
             assert (read(report), report.checks[0].facts["first_different_keys"]) == (1, ["6"])
             c.execute(f"{end} PREPARED 'one'".encode())
             c.execute("UPDATE people SET full_name = 'v6', display_name = 'n:v6' WHERE id = 6")
@@ -369,7 +375,7 @@ def test_prepared_transactions(two_phases: str) -> None:
         c.execute("BEGIN; UPDATE people SET full_name = 'y' WHERE id = 5; PREPARE TRANSACTION 'two'")
         c.execute("ROLLBACK PREPARED 'two'")
         c.execute("UPDATE people SET full_name = 'a', display_name = 'n:b' WHERE id = 6")
-        report = validate.run(m, url)
+        report = validate.run(work(m, url))
         assert (read(report), report.checks[0].facts["first_different_keys"]) == (1, ["6"])
     # Prepared during the check, committed after it.
     sql(url, "UPDATE people SET full_name = 'v6', display_name = 'n:v6' WHERE id = 6")
@@ -384,9 +390,9 @@ def test_prepared_transactions(two_phases: str) -> None:
                 "BEGIN; UPDATE people SET full_name = 'a', display_name = 'n:b' WHERE id = 500; PREPARE TRANSACTION 'late'",
             )
 
-    assert all(c.passed for c in validate.run(m, url, full=True, compared=write).checks)
+    assert all(c.passed for c in validate.run(work(m, url), full=True, compared=write).checks)
     sql(url, "COMMIT PREPARED 'late'")
-    report = validate.run(m, url)
+    report = validate.run(work(m, url))
     assert (read(report), report.checks[0].facts["first_different_keys"]) == (1, ["500"])
 
 
@@ -402,16 +408,15 @@ def swap(url: str) -> None:
 def unmarked(url: str) -> None:
     """An earlier version puts its sync function in place."""
     with connected(url, purpose="test") as conn:
-        from zdm_pipelines.changes import bind
-        from zdm_pipelines.engine import ledger
-
         entry = ledger.find(conn, M.name)
         assert entry is not None
-        conn.execute(bind(M, entry.catalog, migration_id=entry.id).track("2000-01-01").undo.encode())
+        sync = bound(work(M, url), entry).sync
+        assert sync is not None
+        conn.execute(sync.note(Notes()).sql.encode())
 
 
 def begin_anew(url: str) -> None:
-    rollback.run(M, url, to=State.ROLLED_BACK)
+    rollback.run(work(M, url), to=State.ROLLED_BACK)
     walk(M, url, State.BACKFILLED)
 
 
@@ -422,8 +427,8 @@ VOIDS: list[Callable[[str], object]] = [
     unmarked,
     lambda url: sql(url, "CREATE FUNCTION public.helper() RETURNS int LANGUAGE sql AS 'SELECT 1'"),
     lambda url: sql(url, "ALTER TABLE people RENAME note TO remark"),
-    lambda url: rollback.run(M, url, to=State.BACKFILLED),
-    lambda url: (rollback.run(M, url, to=State.EXPANDED), backfilled(M, url)),
+    lambda url: rollback.run(work(M, url), to=State.BACKFILLED),
+    lambda url: (rollback.run(work(M, url), to=State.EXPANDED), backfilled(M, url)),
     begin_anew,
     lambda url: sql(url, "UPDATE zdm.range SET proof = NULL"),
 ]  # fmt: skip
@@ -434,14 +439,14 @@ def test_what_voids_every_proof(url: str, void: Callable[[str], object]) -> None
     assert read(agrees(url)) == 0
     void(url)
     unseen(url, "UPDATE people SET full_name = 'a', display_name = 'n:b' WHERE id = 5")
-    report = validate.run(M, url)
+    report = validate.run(work(M, url))
     assert read(report) == RANGES
     assert report.checks[0].facts["first_different_keys"] == ["5"]
 
 
 def test_columns_that_exchange_their_names(url: str) -> None:
     swap(url)
-    report = validate.run(M, url)
+    report = validate.run(work(M, url))
     assert read(report) == RANGES
     assert report.checks[0].facts["different"] == ROWS
 
@@ -453,9 +458,9 @@ def test_an_older_function_between_two_of_ours(url: str) -> None:
     unmarked(url)
     sql(url, "UPDATE people SET full_name = 'a', display_name = 'n:b' WHERE id = 5")
     with pytest.raises(GateRefused):
-        contract.run(M, url)
+        contract.run(work(M, url))
     assert "zdm.written" not in function_source(url, M)
-    report = validate.run(M, url)
+    report = validate.run(work(M, url))
     assert read(report) == RANGES
     assert report.checks[0].facts["first_different_keys"] == ["5"]
     assert "zdm.written" in function_source(url, M)
@@ -496,7 +501,7 @@ def test_batches_void_every_range_where_triggers_write_more(url: str) -> None:
     wrong(url, 450)
     agrees(url)
     backfilled(M, url, partitions=[ranges(M, url)[4].range.partition], repair=True)
-    assert read(validate.run(M, url)) == RANGES
+    assert read(validate.run(work(M, url))) == RANGES
 
 
 def test_a_validate_that_is_killed_keeps_what_it_proved(url: str) -> None:
@@ -509,7 +514,7 @@ def test_a_validate_that_is_killed_keeps_what_it_proved(url: str) -> None:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        validate.run(M, url, compared=interrupt)
+        validate.run(work(M, url), compared=interrupt)
     assert 4 <= held(url) < RANGES
     assert read(agrees(url)) == RANGES - 4
 
@@ -520,7 +525,7 @@ def test_killed_anywhere(url: str) -> None:
         sql(url, "UPDATE people SET full_name = full_name || 'b' WHERE id IN (5, 950)")
         killed, _ = Worker("validate", M, url, kill_at=kill_at).end()
         sql(url, "UPDATE people SET full_name = 'x', display_name = 'n:y' WHERE id = 5")
-        report = validate.run(M, url)
+        report = validate.run(work(M, url))
         assert report.checks[0].facts["first_different_keys"] == ["5"], kill_at
         sql(url, "UPDATE people SET full_name = 'a', display_name = 'n:a' WHERE id = 5")
         agrees(url)
@@ -557,10 +562,10 @@ def test_keys_that_say_their_range(database: str, key: str, value: str, last: st
     keyed(database, key, value)
     count = len(ranges(M, database))
     assert count > 2
-    report = validate.run(M, database)
+    report = validate.run(work(M, database))
     assert report.facts["ranges_compared"] == 0
     sql(database, f"INSERT INTO people VALUES ('{last}', 'x') ON CONFLICT (id) DO UPDATE SET full_name = 'x'")
-    report = validate.run(M, database)
+    report = validate.run(work(M, database))
     assert (report.facts["ranges_compared"], report.checks[0].passed) == (1, True)
     # Each row's bucket is the range in which the ranges' own bounds find it, whatever the session's settings.
     with psycopg.connect(database, autocommit=True) as c:
@@ -596,7 +601,7 @@ def test_where_everything_is_read_every_time(database: str, table: str, m: Migra
         "INSERT INTO people (id, full_name) SELECT n, 'v' || n FROM generate_series(1, 1000) n; ANALYZE people",
     )
     walk(m, database, State.VALIDATED)
-    report = validate.run(m, database)
+    report = validate.run(work(m, database))
     assert report.facts["ranges_compared"] == len(ranges(m, database)) > 1
     assert "zdm.written" not in function_source(database, m)
     assert held(database) == 0
@@ -606,9 +611,9 @@ def test_a_single_range(database: str) -> None:
     m = replaced()
     people(database, 10)
     walk(m, database, State.VALIDATED)
-    assert validate.run(m, database).facts["ranges_compared"] == 0
+    assert validate.run(work(m, database)).facts["ranges_compared"] == 0
     sql(database, "INSERT INTO people (full_name) VALUES ('x')")
-    assert validate.run(m, database).facts["ranges_compared"] == 1
+    assert validate.run(work(m, database)).facts["ranges_compared"] == 1
 
 
 def test_a_row_that_agrees_through_down_but_waits_to_be_moved(database: str) -> None:
@@ -621,13 +626,13 @@ def test_a_row_that_agrees_through_down_but_waits_to_be_moved(database: str) -> 
     )
     walk(m, database, State.BACKFILLED)
     unseen(database, "UPDATE people SET full_name = NULL, display_name = NULL WHERE id = 5")
-    report = validate.run(m, database, full=True)
+    report = validate.run(work(m, database), full=True)
     assert {c.name: c.passed for c in report.checks} == {
         "parity": True, "backfill_complete": False, "constraints_valid": False,
     }  # fmt: skip
     assert report.checks[1].facts["rows_left"] == 1
     assert held(database) == 0
-    assert not validate.run(m, database).checks[1].passed
+    assert not validate.run(work(m, database)).checks[1].passed
 
 
 # -- everything at once -----------------------------------------------------------------------------------
@@ -709,15 +714,15 @@ def test_incremental_and_full_verdicts_agree(url: str, seed: int) -> None:
     for _ in range(3):
         with Application(url, rng.randint(0, 10**6)) as application:
             for _ in range(2):
-                validate.run(M, url, full=rng.random() < 0.2)
+                validate.run(work(M, url), full=rng.random() < 0.2)
                 threading.Event().wait(rng.random() * 0.1)
         assert not application.errors, application.errors
-        incremental = validate.run(M, url)
+        incremental = validate.run(work(M, url))
         taken += RANGES - read(incremental)
         expected = one(url, "SELECT count(*) FROM people WHERE display_name IS DISTINCT FROM 'n:' || full_name")
         facts = incremental.checks[0].facts
         assert facts["missing"] + facts["extra"] + facts["different"] == expected
-        whole = validate.run(M, url, full=True)
+        whole = validate.run(work(M, url), full=True)
         assert incremental.facts["partitions_to_repeat"] == whole.facts["partitions_to_repeat"]
         assert {k: v for k, v in facts.items() if k.startswith("first")} == {
             k: v for k, v in whole.checks[0].facts.items() if k.startswith("first")
@@ -734,11 +739,14 @@ class Sql:
     def __init__(self, *statements: str) -> None:
         self.statements = statements
 
-    def compare(self, lower: Any, upper: Any) -> tuple[str, list[list[str]]]:
-        return self.statements[int(lower[0])], []
+    def compare(self, lower: Any, upper: Any) -> Statement:
+        return Statement(self.statements[int(lower[0])])
 
-    def mismatched_keys(self, category: str, lower: Any, upper: Any, *, limit: int) -> tuple[str, list[list[str]]]:
-        return f"SELECT ARRAY['{category} {lower[0]}/' || n] FROM generate_series(1, 3) n LIMIT {limit}", []
+    def touched_disagreeing(self) -> str:
+        raise NotImplementedError
+
+    def mismatched_keys(self, category: str, lower: Any, upper: Any, *, limit: int) -> Statement:
+        return Statement(f"SELECT ARRAY['{category} {lower[0]}/' || n] FROM generate_series(1, 3) n LIMIT {limit}")
 
 
 def counts(*, seconds: float = 0.0, different: int = 0) -> str:
@@ -767,7 +775,7 @@ def test_the_order_is_that_of_the_ranges(database: str) -> None:
     work = Sql(counts(seconds=0.5, different=3), counts(), counts(different=3), counts(seconds=0.1, different=3))
     told: list[int] = []
     with leaving_nothing(database):
-        found = parity.compare(database, "m", work, of(work), parallel=4, tell=told.append)
+        found = parity.compare(server_at(database), "m", work, of(work), parallel=4, tell=told.append)
     assert (found.rows, found.different, told) == (40, 9, [10] * 4)
     assert found.partitions == ("range 0", "range 2", "range 3")
     assert found.keys == {"different": tuple((f"different {k}",) for k in ("0/1", "0/2", "0/3", "2/1", "2/2"))}
@@ -785,7 +793,7 @@ def test_as_many_at_once_as_declared(database: str) -> None:
             )
 
         with leaving_nothing(database):
-            parity.compare(database, "m", work, of(work), parallel=parallel, tell=look)
+            parity.compare(server_at(database), "m", work, of(work), parallel=parallel, tell=look)
         assert most == expected
 
 
@@ -799,7 +807,7 @@ def test_a_snapshot_is_open_for_one_range_at_most(database: str) -> None:
                                 "FROM pg_stat_activity WHERE application_name = 'zdm m compare'"))
         )  # fmt: skip
 
-    parity.compare(database, "m", work, of(work), parallel=2, tell=look)
+    parity.compare(server_at(database), "m", work, of(work), parallel=2, tell=look)
     assert max(oldest) < 0.4
 
 
@@ -817,19 +825,21 @@ def test_an_interrupt_ends_what_is_under_way(database: str, error: type[BaseExce
         raise error
 
     with leaving_nothing(database), pytest.raises(error):
-        Background(lambda: parity.compare(database, "m", work, of(work), parallel=3, tell=interrupt)).result(timeout=10)
+        Background(lambda: parity.compare(server_at(database), "m", work, of(work), parallel=3, tell=interrupt)).result(
+            timeout=10
+        )
 
 
 def test_an_error_ends_what_is_under_way(database: str) -> None:
     work = Sql(counts(seconds=60), "SELECT 1 / 0", counts(seconds=60))
     with leaving_nothing(database), pytest.raises(MappingFailed, match="m range range 1"):
-        Background(lambda: parity.compare(database, "m", work, of(work), parallel=3)).result(timeout=10)
+        Background(lambda: parity.compare(server_at(database), "m", work, of(work), parallel=3)).result(timeout=10)
 
 
 def test_a_lost_connection_ends_what_is_under_way(database: str) -> None:
     work = Sql(counts(seconds=60), "SELECT pg_terminate_backend(pg_backend_pid())", counts(seconds=60))
     with leaving_nothing(database), pytest.raises(psycopg.OperationalError):
-        Background(lambda: parity.compare(database, "m", work, of(work), parallel=3)).result(timeout=10)
+        Background(lambda: parity.compare(server_at(database), "m", work, of(work), parallel=3)).result(timeout=10)
 
 
 def test_a_validate_outlasts_a_lost_connection(url: str) -> None:
@@ -844,7 +854,7 @@ def test_a_validate_outlasts_a_lost_connection(url: str) -> None:
                      "WHERE application_name LIKE 'zdm people_display_name%%' AND datname = current_database()")  # fmt: skip
 
     with leaving_nothing(url):
-        report = validate.run(M, url, compared=lose)
+        report = validate.run(work(M, url), compared=lose)
     assert all(c.passed for c in report.checks)
 
 
@@ -854,16 +864,16 @@ def test_fewer_connections_than_wanted(database: str) -> None:
     try:
         role = database.replace("postgres@", "two_at_most@")
         work = Sql(*[counts(seconds=0.1)] * 6)
-        assert parity.compare(role, "m", work, of(work), parallel=4).rows == 60
+        assert parity.compare(server_at(role), "m", work, of(work), parallel=4).rows == 60
         with psycopg.connect(role), psycopg.connect(role), pytest.raises(DatabaseUnreachable):
-            parity.compare(role, "m", work, of(work), parallel=4)
+            parity.compare(server_at(role), "m", work, of(work), parallel=4)
     finally:
         eventually(lambda: not sql(database, "SELECT 1 FROM pg_stat_activity WHERE usename = 'two_at_most'"))
         sql(database, "DROP ROLE two_at_most")
 
 
 def test_nothing_to_compare(database: str) -> None:
-    assert parity.compare(database, "m", Sql(), [], parallel=4).agrees
+    assert parity.compare(server_at(database), "m", Sql(), [], parallel=4).agrees
 
 
 def test_expand_again_keeps_proofs(url: str) -> None:

@@ -12,8 +12,9 @@ from zdm_pipelines.client.flags import Flags
 from zdm_pipelines.engine import sessions
 from zdm_pipelines.model.errors import OutcomeUnknown, StateConflict
 from zdm_pipelines.model.states import State
-from zdm_pipelines.phases import backfill, contract, rollback, switch_reads, validate
-from zdm_pipelines_tests.helpers import one, people, replaced, sql, state, tracks, walk
+from zdm_pipelines.phases import backfill, contract, switch_reads, validate
+from zdm_pipelines.verbs import rollback
+from zdm_pipelines_tests.helpers import one, people, replaced, sql, state, tracks, walk, work
 
 M = replaced()
 
@@ -26,7 +27,7 @@ def url(database: str) -> str:
 
 def fails_once(error: BaseException, monkeypatch: pytest.MonkeyPatch) -> None:
     """The first look at the tombstone, right after its commit, ends in this error."""
-    real = contract._Run._tombstoned
+    real = contract._Contract._tombstoned
     failed: list[int] = []
 
     def tombstoned(self: Any, entry: Any) -> str:
@@ -35,19 +36,19 @@ def fails_once(error: BaseException, monkeypatch: pytest.MonkeyPatch) -> None:
             raise error
         return real(self, entry)
 
-    monkeypatch.setattr(contract._Run, "_tombstoned", tombstoned)
+    monkeypatch.setattr(contract._Contract, "_tombstoned", tombstoned)
 
 
 def test_an_interrupt_after_the_tombstone_leaves_writes_alone(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     walk(M, url, State.SWITCHED)
     fails_once(KeyboardInterrupt(), monkeypatch)
     with pytest.raises(KeyboardInterrupt):
-        contract.run(M, url)
+        contract.run(work(M, url))
     assert state(M, url) == State.TOMBSTONED
     sql(url, "INSERT INTO people (id, display_name) VALUES (1000, 'n:new')")
     sql(url, "UPDATE people SET display_name = 'n:newer' WHERE id = 1")
     assert one(url, "SELECT zdm_tombstone_full_name FROM people WHERE id = 1") == "newer"
-    assert rollback.run(M, url, to=State.SWITCHED) == State.SWITCHED
+    assert rollback.run(work(M, url), to=State.SWITCHED) == State.SWITCHED
     assert one(url, "SELECT full_name FROM people WHERE id = 1000") == "new"
 
 
@@ -55,7 +56,7 @@ def test_a_connection_lost_after_the_tombstone_is_no_refusal(url: str, monkeypat
     """The windows are 0 s, so that going on would drop the column: one stage a run."""
     walk(M, url, State.SWITCHED)
     fails_once(psycopg.OperationalError("the connection is lost"), monkeypatch)
-    report = contract.run(M, url)
+    report = contract.run(work(M, url))
     assert (report.state, state(M, url)) == (State.TOMBSTONED, State.TOMBSTONED)
     assert "out of sight" in report.summary
     assert not tracks(url, M)
@@ -89,8 +90,8 @@ def test_what_ends_the_server_each_time_is_not_sent_for_ever(monkeypatch: pytest
 
 def test_reads_come_back_while_a_phase_is_at_work(url: str) -> None:
     walk(M, url, State.SWITCHED)
-    with sessions.session(url, M, purpose="proof"):
-        switch_reads.run(M, url, percent=0)
+    with work(M, url).session("proof"):
+        switch_reads.run(work(M, url), percent=0)
     assert state(M, url) == State.VALIDATED
     assert one(url, "SELECT percent FROM zdm.flag") == 0
 
@@ -105,7 +106,7 @@ def test_a_column_goes_only_when_every_client_has_seen_that_nobody_reads_it(url:
         if "DROP COLUMN" in statement:
             seen.append(flags.is_on(M.flag, 1))
 
-    assert rollback.run(M, url, to=State.ROLLED_BACK, tell=tell) == State.ROLLED_BACK
+    assert rollback.run(work(M, url, tell=tell), to=State.ROLLED_BACK) == State.ROLLED_BACK
     assert seen == [False]
     assert not flags.is_on(M.flag, 1)
     flags.close()
@@ -115,10 +116,10 @@ def test_no_repair_while_the_new_column_is_read(url: str) -> None:
     """Validate failed and took the state back, but reads stayed where they were."""
     walk(M, url, State.SWITCHED)
     sql(url, "UPDATE people SET full_name = 'stale', display_name = 'n:newer' WHERE id = 5")
-    validate.run(M, url)
+    validate.run(work(M, url))
     assert state(M, url) == State.BACKFILLED
     with pytest.raises(StateConflict, match="100 % of reads"):
-        list(backfill.run(M, url, repair=True))
+        list(backfill.run(work(M, url), repair=True))
     assert one(url, "SELECT display_name FROM people WHERE id = 5") == "n:newer"
 
 

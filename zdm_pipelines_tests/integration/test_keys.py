@@ -8,15 +8,27 @@ from typing import Any
 
 import pytest
 
+from zdm_pipelines import ledger
 from zdm_pipelines.dialects.postgres import keys
 from zdm_pipelines.dialects.postgres.connection import connected, query
-from zdm_pipelines.engine import ledger
-from zdm_pipelines.engine.ranges import MAX_RANGES
+from zdm_pipelines.engine.rows.ranges import MAX_RANGES
 from zdm_pipelines.model.migration import Migration
 from zdm_pipelines.model.states import State
 from zdm_pipelines.model.values import Catalog
 from zdm_pipelines.phases import backfill
-from zdm_pipelines_tests.helpers import backfilled, expanded, one, people, ranges, replaced, sql, state, validated, walk
+from zdm_pipelines_tests.helpers import (
+    backfilled,
+    expanded,
+    one,
+    people,
+    ranges,
+    replaced,
+    sql,
+    state,
+    validated,
+    walk,
+    work,
+)
 
 WEIRD = "(ARRAY['a', 'B', 'ä', 'Ž', '''', '\"', '%', '\\', ' ', '', '🙂', 'NULL', '{x,y}', E'tab\\t', E'line\\n'])[1 + n % 15] || n"
 
@@ -104,7 +116,7 @@ def test_a_range_run_in_two_halves_repeats_nothing(database: str, kind: str) -> 
     table(database, kind)
     m = replaced(backfill={"range_rows": 150, "batch_rows": 40, "max_parallel": 1})
     expanded(m, database)
-    moving = backfill.run(m, database)
+    moving = backfill.run(work(m, database))
     next(moving)
     moving.close()
     first = one(database, "SELECT sum(rows) FROM zdm.range")

@@ -14,13 +14,19 @@ from alembic import command
 from sqlalchemy import create_engine
 from sqlalchemy.pool import NullPool
 
+from zdm_pipelines import ledger
+from zdm_pipelines.dialects import server_at
 from zdm_pipelines.dialects.postgres.connection import connected
-from zdm_pipelines.engine import ledger, sessions, tuning
-from zdm_pipelines.engine.batches import Moved
-from zdm_pipelines.model.errors import MigrationBusy, StateConflict
+from zdm_pipelines.engine import sessions
+from zdm_pipelines.ledger import schema
+from zdm_pipelines.ledger.declarations import to_store
+from zdm_pipelines.model.errors import LockNotAcquired, MigrationBusy, PreflightError, StateConflict
 from zdm_pipelines.model.migration import Database
-from zdm_pipelines.model.states import TRANSITIONS, State
-from zdm_pipelines.phases import contract, pause, rollback, status, switch_reads, validate, watch
+from zdm_pipelines.model.states import State
+from zdm_pipelines.model.tuning import declared_settings
+from zdm_pipelines.model.values import Moved
+from zdm_pipelines.phases import contract, switch_reads, validate
+from zdm_pipelines.verbs import pause, rollback, status, watch
 from zdm_pipelines_tests.helpers import (
     Background,
     Worker,
@@ -28,6 +34,7 @@ from zdm_pipelines_tests.helpers import (
     backfilled,
     eventually,
     expanded,
+    holding,
     one,
     people,
     ranges,
@@ -35,9 +42,11 @@ from zdm_pipelines_tests.helpers import (
     sql,
     state,
     walk,
+    work,
 )
 
 M = replaced(backfill={"range_rows": 100, "batch_rows": 50})
+STATES = (State.PLANNED, *M.lifecycle.states, State.ROLLED_BACK)
 
 
 @pytest.fixture
@@ -68,23 +77,13 @@ def test_two_processes_run_every_phase_at_once(url: str) -> None:
 def test_a_second_migration_on_the_same_table(url: str) -> None:
     expanded(M, url)
     other = replaced(name="people_note", old="note", new={"name": "remark", "type": "text"}, up="note", down="remark")
-    with pytest.raises(StateConflict, match=r"under migration people_display_name \(expanded\)"):
+    with pytest.raises(PreflightError, match=r"under migration people_display_name \(expanded\)"):
         expanded(other, url)
     assert one(url, "SELECT count(*) FROM pg_attribute WHERE attname = 'remark'") == 0
-    rollback.run(M, url, to=State.ROLLED_BACK)
+    rollback.run(work(M, url), to=State.ROLLED_BACK)
     expanded(other, url)
-    with pytest.raises(StateConflict, match="under migration people_note"):
+    with pytest.raises(PreflightError, match="under migration people_note"):
         expanded(M, url)
-
-
-def test_the_database_itself_refuses_a_second_one(url: str) -> None:
-    expanded(M, url)
-    with pytest.raises(psycopg.errors.UniqueViolation, match="migration_one_active_per_table"):
-        sql(
-            url,
-            "INSERT INTO zdm.migration (name, table_oid, table_name, change, catalog, state) "
-            "SELECT 'other', table_oid, table_name, change, catalog, 'expanded' FROM zdm.migration",
-        )
 
 
 def test_two_migrations_expand_on_one_table_at_once(url: str) -> None:
@@ -94,7 +93,7 @@ def test_two_migrations_expand_on_one_table_at_once(url: str) -> None:
         errors = [f.exception() for f in (first, second)]
     assert [e is None for e in errors].count(True) == 1
     lost = next(e for e in errors if e is not None)
-    assert isinstance(lost, StateConflict), repr(lost)
+    assert isinstance(lost, (StateConflict, PreflightError)), repr(lost)
     assert one(url, "SELECT count(*) FROM zdm.migration WHERE state = 'expanded'") == 1
     new = "SELECT count(*) FROM pg_attribute WHERE attrelid = 'people'::regclass AND attname IN ('remark', 'display_name')"
     assert one(url, new) == 1
@@ -113,10 +112,12 @@ def test_compare_and_set(url: str) -> None:
         assert one(url, "SELECT count(*) FROM zdm.event WHERE what LIKE 'second%%'") == 0
 
 
-@pytest.mark.parametrize(("start", "to"), [p for p in product(State, State) if p[1] not in TRANSITIONS[p[0]]])
+@pytest.mark.parametrize(
+    ("start", "to"), [p for p in product(STATES, State) if p[1] not in M.lifecycle.transitions(p[0])]
+)
 def test_only_declared_transitions(start: State, to: State) -> None:
     entry: Any = ledger.Entry(
-        id=1, name="m", state=start, version=1, change={}, catalog=None, state_since=None, switched_at=None,  # type: ignore[arg-type]
+        id=1, name="m", state=start, version=1, change=to_store(M), catalog=None, facts={}, state_since=None, switched_at=None,  # type: ignore[arg-type]
         tombstoned_at=None,
     )  # fmt: skip
     with pytest.raises(StateConflict, match=f"cannot go from {start} to {to}"):
@@ -140,9 +141,9 @@ def test_events_are_append_only(url: str) -> None:
 
 def test_events_survive_a_rollback(url: str) -> None:
     expanded(M, url)
-    rollback.run(M, url, to=State.ROLLED_BACK)
+    rollback.run(work(M, url), to=State.ROLLED_BACK)
     expanded(M, url)
-    assert [e.split(" by ")[0][20:] for e in status.read(M, url).events] == [
+    assert [e.split(" by ")[0][20:] for e in status.read(work(M, url)).events] == [
         "expanded (rolled_back → expanded)", "rolled back (expanded → rolled_back)", "expanded (planned → expanded)",
     ]  # fmt: skip
 
@@ -214,10 +215,10 @@ def test_a_phase_while_a_range_is_moved(url: str, monkeypatch: pytest.MonkeyPatc
     job = Background(lambda: backfilled(M, url, batch=lambda _: go_on.wait(30)))
     eventually(lambda: state(M, url) == State.BACKFILLING)
     calls: list[Callable[[], Any]] = [
-        lambda: validate.run(M, url),
-        lambda: contract.run(M, url),
-        lambda: rollback.run(M, url, to=State.EXPANDED),
-        lambda: switch_reads.run(M, url),
+        lambda: validate.run(work(M, url)),
+        lambda: contract.run(work(M, url)),
+        lambda: rollback.run(work(M, url), to=State.EXPANDED),
+        lambda: switch_reads.run(work(M, url)),
     ]
     for call in calls:
         with pytest.raises(MigrationBusy, match="is being worked on by zdm people_display_name range"):
@@ -229,7 +230,7 @@ def test_a_phase_while_a_range_is_moved(url: str, monkeypatch: pytest.MonkeyPatc
 
 def test_a_ledger_from_a_newer_version(url: str) -> None:
     expanded(M, url)
-    rollback.run(M, url, to=State.ROLLED_BACK)
+    rollback.run(work(M, url), to=State.ROLLED_BACK)
     sql(url, "UPDATE zdm.schema_version SET version_num = '9999'")
     with pytest.raises(StateConflict, match="upgrade zdm_pipelines"):
         expanded(M, url)
@@ -239,15 +240,67 @@ def test_a_ledger_from_a_newer_version(url: str) -> None:
 def test_another_declaration(url: str) -> None:
     expanded(M, url)
     other = replaced(up="'m:' || full_name")
-    for call in (
-        lambda: backfilled(other, url),
-        lambda: expanded(other, url),
-        lambda: rollback.run(other, url, to=State.ROLLED_BACK),
-    ):
-        with pytest.raises(StateConflict, match="another declaration of up"):
+    for call in (lambda: backfilled(other, url), lambda: expanded(other, url)):
+        with pytest.raises(StateConflict, match="another declaration of up; put"):
             call()
     assert state(M, url) == State.EXPANDED
     assert one(url, "SELECT count(display_name) FROM people") == 0
+
+
+def test_what_differs_is_said_with_its_values(url: str) -> None:
+    expanded(M, url)
+    other = replaced(new={"name": "display_name", "type": "varchar(80)"}, up="pgp_sym_encrypt(full_name, 'secret')")
+    with pytest.raises(StateConflict, match=r"declaration of new.type \(text, now varchar\(80\)\), up; put defs"):
+        backfilled(other, url)
+
+
+COLUMNS = "SELECT attname FROM pg_attribute WHERE attrelid = 'people'::regclass AND attnum > 0 AND NOT attisdropped"
+
+
+def test_brakes_work_with_another_declaration(url: str) -> None:
+    """A rollback takes back what was begun: it touches no column that only the edited file names."""
+    before = sql(url, COLUMNS)
+    walk(M, url, State.SWITCHED)
+    other = replaced(old="full_name", new={"name": "note", "type": "text"}, up="full_name", down="note")
+    with pytest.raises(StateConflict, match=r"another declaration of new\.name"):
+        contract.undo(work(other, url))
+    assert [h.reason for h in pause.pause(work(other, url), reason="lunch")] == ["lunch"]
+    switch_reads.run(work(other, url), percent=0)
+    assert one(url, "SELECT percent FROM zdm.flag") == 0
+    assert rollback.run(work(other, url), to=State.ROLLED_BACK, force=True) == State.ROLLED_BACK
+    assert sql(url, COLUMNS) == before
+
+
+@pytest.mark.parametrize("key", ["touch", "new.collation", "kind"])
+def test_a_declaration_that_a_newer_version_stored(url: str, key: str) -> None:
+    """One clear refusal for whoever needs the declaration; brakes do not need it."""
+    walk(M, url, State.SWITCHED)
+    path = key.split(".")
+    sql(url, "UPDATE zdm.migration SET change = jsonb_set(change, %s, %s)", path, '"merge_columns"')
+    calls: list[Callable[[], Any]] = [
+        lambda: backfilled(M, url),
+        lambda: expanded(M, url),
+        lambda: validate.run(work(M, url)),
+        lambda: switch_reads.run(work(M, url), percent=50),
+    ]
+    for call in calls:
+        with pytest.raises(StateConflict, match=f"{key} is not understood here; upgrade zdm_pipelines here"):
+            call()
+    assert any("not understood here" in reason for reason in contract.refusals(work(M, url)))
+    assert status.read(work(M, url)).state == State.SWITCHED
+    assert [h.reason for h in pause.pause(work(M, url), reason="lunch")] == ["lunch"]
+    switch_reads.run(work(M, url), percent=0)
+    assert (one(url, "SELECT percent FROM zdm.flag"), state(M, url)) == (0, State.VALIDATED)
+    with pytest.raises(StateConflict, match="upgrade zdm_pipelines here"):
+        rollback.run(work(M, url), to=State.ROLLED_BACK)
+
+
+def test_a_state_that_only_a_newer_version_knows(url: str) -> None:
+    expanded(M, url)
+    sql(url, "UPDATE zdm.migration SET state = 'marching'")
+    with pytest.raises(StateConflict, match="is marching, which only a newer version"):
+        backfilled(M, url)
+    assert [h.reason for h in pause.pause(work(M, url), reason="lunch")] == ["lunch"]
 
 
 def test_a_flag_of_another_migration(url: str) -> None:
@@ -261,16 +314,16 @@ def test_a_flag_of_another_migration(url: str) -> None:
     )
 
 
-@pytest.mark.parametrize("where", list(State))
+@pytest.mark.parametrize("where", STATES)
 def test_phases_say_what_to_run_first(url: str, where: State) -> None:
     """In a state where a phase cannot run, it changes nothing and names the way out."""
     at(M, url, where)
     calls = {
         "expand": (lambda: expanded(M, url), {State.TOMBSTONED, State.CONTRACTED}),
         "backfill": (lambda: backfilled(M, url), {State.PLANNED, State.ROLLED_BACK, State.TOMBSTONED, State.CONTRACTED}),
-        "validate": (lambda: validate.run(M, url), {State.PLANNED, State.ROLLED_BACK, State.EXPANDED, State.BACKFILLING,
+        "validate": (lambda: validate.run(work(M, url)), {State.PLANNED, State.ROLLED_BACK, State.EXPANDED, State.BACKFILLING,
                                                    State.TOMBSTONED, State.CONTRACTED}),
-        "switch": (lambda: switch_reads.run(M, url), {State.PLANNED, State.ROLLED_BACK, State.EXPANDED, State.BACKFILLING,
+        "switch": (lambda: switch_reads.run(work(M, url)), {State.PLANNED, State.ROLLED_BACK, State.EXPANDED, State.BACKFILLING,
                                                       State.BACKFILLED, State.TOMBSTONED, State.CONTRACTED}),
     }  # fmt: skip
     for call, refused in calls.values():
@@ -287,7 +340,7 @@ def as_before(url: str) -> None:
     """What version 0001 left: no holds, no tuning, no heartbeat, no proofs."""
     engine = create_engine(url.replace("postgresql:", "postgresql+psycopg:"), poolclass=NullPool)
     with engine.begin() as connection:
-        command.downgrade(ledger._alembic(connection), "0001")
+        command.downgrade(schema._alembic(connection), "0001")
 
 
 def version(url: str) -> str:
@@ -304,12 +357,12 @@ def old_ledger(url: str) -> str:
 
 
 def test_status_of_a_ledger_from_the_previous_version(old_ledger: str) -> None:
-    found = status.read(M, old_ledger)
+    found = status.read(work(M, old_ledger))
     assert (found.state, found.ranges_done, found.rows_moved, found.holds) == (State.BACKFILLING, 1, 100, ())
-    assert not pause.resume(M, old_ledger)
-    assert pause.settings(M, old_ledger) == (tuning.declared(M), {})
-    assert pause.reset(M, old_ledger) == tuning.declared(M)
-    assert watch.against(M, old_ledger) == []
+    assert not pause.resume(work(M, old_ledger))
+    assert pause.settings(work(M, old_ledger)) == (declared_settings(M), {})
+    assert pause.reset(work(M, old_ledger)) == declared_settings(M)
+    assert watch.against(work(M, old_ledger)) == []
     assert version(old_ledger) == "0001"  # whoever only looks changes nothing
 
 
@@ -319,7 +372,7 @@ def test_backfill_upgrades_the_ledger_and_goes_on(old_ledger: str) -> None:
         throttle={"replication_lag": {"pause_above": "60s"}, "wal_rate": {"pause_above": "1TB"}},
     )
     assert sum(moved.rows for moved in backfilled(m, old_ledger)) == 200
-    assert version(old_ledger) == "0003"
+    assert version(old_ledger) == "0004"
     assert state(m, old_ledger) == State.BACKFILLED
     assert one(old_ledger, "SELECT sum(rows) FROM zdm.range") == 300
     walk(m, old_ledger, State.CONTRACTED)
@@ -328,30 +381,30 @@ def test_backfill_upgrades_the_ledger_and_goes_on(old_ledger: str) -> None:
 def test_several_who_find_an_old_ledger_upgrade_it_once(old_ledger: str) -> None:
     keys = [r.range.partition for r in ranges(M, old_ledger)]
     jobs = [Background(lambda k=key: backfilled(M, old_ledger, partitions=[k])) for key in keys]  # type: ignore[misc]
-    jobs.append(Background(lambda: watch.look(M, old_ledger, Database(name="app"))))
-    jobs.append(Background(lambda: pause.tune(M, old_ledger, {"throttle": {"nice": 0.5}})))
+    jobs.append(Background(lambda: watch.look(work(M, old_ledger, database=Database(name="app")))))
+    jobs.append(Background(lambda: pause.tune(work(M, old_ledger), {"throttle": {"nice": 0.5}})))
     for job in jobs:
         job.result()
     assert state(M, old_ledger) == State.BACKFILLED
-    assert pause.settings(M, old_ledger)[1] == {"throttle": {"nice": 0.5}}
+    assert pause.settings(work(M, old_ledger))[1] == {"throttle": {"nice": 0.5}}
 
 
 @pytest.mark.parametrize(
     "call",
     [
-        lambda url: pause.pause(M, url, reason="lunch"),
-        lambda url: pause.tune(M, url, {"throttle": {"nice": 1}}),
-        lambda url: watch.look(M, url, Database(name="app")),
+        lambda url: pause.pause(work(M, url), reason="lunch"),
+        lambda url: pause.tune(work(M, url), {"throttle": {"nice": 1}}),
+        lambda url: watch.look(work(M, url, database=Database(name="app"))),
     ],
     ids=["pause", "tune", "watch"],
 )
 def test_whoever_steers_upgrades_the_ledger(old_ledger: str, call: Callable[[str], Any]) -> None:
     call(old_ledger)
-    assert version(old_ledger) == "0003"
-    pause.pause(M, old_ledger, reason="dinner")
-    assert [h.reason for h in status.read(M, old_ledger).holds] == ["dinner"]
-    assert [h.reason for h in watch.against(M, old_ledger)] == ["dinner"]
-    pause.resume(M, old_ledger)
+    assert version(old_ledger) == "0004"
+    pause.pause(work(M, old_ledger), reason="dinner")
+    assert [h.reason for h in status.read(work(M, old_ledger)).holds] == ["dinner"]
+    assert [h.reason for h in watch.against(work(M, old_ledger))] == ["dinner"]
+    pause.resume(work(M, old_ledger))
     backfilled(M, old_ledger)
     assert state(M, old_ledger) == State.BACKFILLED
 
@@ -365,6 +418,16 @@ def test_the_other_phases_go_on_with_an_old_ledger(url: str, target: State) -> N
 
 
 def test_a_rollback_with_an_old_ledger(old_ledger: str) -> None:
-    rollback.run(M, old_ledger, to=State.ROLLED_BACK)
+    rollback.run(work(M, old_ledger), to=State.ROLLED_BACK)
     expanded(M, old_ledger)
-    assert version(old_ledger) == "0003"
+    assert version(old_ledger) == "0004"
+
+
+def test_an_upgrade_never_waits_for_long(old_ledger: str) -> None:
+    """The application writes into the ledger's tables: whoever upgrades gives up, and does it when run again."""
+    with holding(old_ledger, "LOCK TABLE zdm.migration IN ROW EXCLUSIVE MODE"):
+        with pytest.raises(LockNotAcquired, match="ledger: its tables are in use; run it again"):
+            ledger.ensure(server_at(old_ledger))
+        assert version(old_ledger) == "0001"
+    ledger.ensure(server_at(old_ledger))
+    assert version(old_ledger) == "0004"

@@ -13,18 +13,19 @@ from typing import Any
 import psycopg
 import pytest
 
+from zdm_pipelines.dialects import server_at
 from zdm_pipelines.dialects.postgres import catalog
 from zdm_pipelines.dialects.postgres.connection import connected
-from zdm_pipelines.dialects.postgres.pair import Compared, PairSql
-from zdm_pipelines.dialects.postgres.replace_column import same
-from zdm_pipelines.engine import pairs
+from zdm_pipelines.dialects.postgres.expressions import same
+from zdm_pipelines.dialects.postgres.pair import Compared, PairSql, settings
+from zdm_pipelines.engine.proof import pairs
 from zdm_pipelines.model.errors import MappingFailed
 from zdm_pipelines.model.names import TableName
 from zdm_pipelines.model.values import KeyRange, Parity
 from zdm_pipelines_tests.helpers import Background, eventually, one, sql
 
 WHOLE = KeyRange(ordinal=1, partition="000001-from-start", lower=None, upper=None)
-NOBODY = "SELECT count(*) FROM pg_stat_activity WHERE application_name LIKE 'zdm %parity'"
+NOBODY = "SELECT count(*) FROM pg_stat_activity WHERE application_name LIKE 'zdm %compare'"
 
 
 @pytest.fixture(params=["along the key", "by checksums"])
@@ -51,7 +52,7 @@ def cut(url: str, which: PairSql, rows: int = 100) -> list[KeyRange]:
 
 
 def verdict(url: str, which: PairSql, ranges: Sequence[KeyRange] | None = None, **options: Any) -> Parity:
-    return pairs.compare(url, "test", which, cut(url, which) if ranges is None else ranges, **options)
+    return pairs.compare(server_at(url), "test", which, cut(url, which) if ranges is None else ranges, **options)
 
 
 def counts(parity: Parity) -> tuple[int, int, int]:
@@ -429,7 +430,7 @@ def test_one_range_reads_both_tables_along_their_keys(database: str) -> None:
     two(database, "id bigint, v text", "SELECT n, 'v' || n FROM generate_series(1, 30000) n")
     statement, params = pair(database, "a", "b").compare(("5000",), ("15000",))
     with connected(database, purpose="test") as conn:
-        for setting, value in (pairs._ALWAYS | pairs._ALONG).items():
+        for setting, value in settings(along=True, processes=1).items():
             conn.execute("SELECT set_config($1, $2, false)", [setting, value])
         plan = "\n".join(line for (line,) in conn.execute(f"EXPLAIN {statement}".encode(), params))
     assert "Merge Full Join" in plan
@@ -489,6 +490,7 @@ def test_progress_is_told_from_several_processes(database: str, processes: int) 
 SLOW = [Compared(old="pg_sleep(0.02)::text || visits", new="visits", type="text")]
 
 
+@pytest.mark.usefixtures("interruptible")
 def test_an_interrupt_ends_it_and_leaves_no_session(database: str) -> None:
     two(database, *PEOPLE)
     which = pair(database, "a", "b", SLOW)
@@ -525,7 +527,7 @@ def test_a_lost_session_is_told(database: str) -> None:
         eventually(lambda: one(database, NOBODY + " AND state = 'active'") == 2)
         sql(
             database,
-            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name LIKE 'zdm %%parity' LIMIT 1",
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name LIKE 'zdm %%compare' LIMIT 1",
         )
 
     killing = Background(kill)

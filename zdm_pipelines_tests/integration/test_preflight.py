@@ -12,11 +12,12 @@ from pydantic import ValidationError
 from zdm_pipelines.model.errors import DatabaseUnreachable, MissingPrivilege, PreflightError, ZdmError
 from zdm_pipelines.model.migration import Migration
 from zdm_pipelines.model.states import State
-from zdm_pipelines.phases import preflight, status, switch_reads
+from zdm_pipelines.phases import switch_reads
 from zdm_pipelines.sandbox import processes
 from zdm_pipelines.sandbox.postgres import Cluster
 from zdm_pipelines.sandbox.server import Server
-from zdm_pipelines_tests.helpers import WALK, dump, expanded, one, people, replaced, sql, walk
+from zdm_pipelines.verbs import plan, status
+from zdm_pipelines_tests.helpers import WALK, dump, expanded, one, people, replaced, sql, surveyed, walk, work
 
 
 @pytest.fixture
@@ -258,10 +259,10 @@ def test_rows_hidden_by_a_policy(server: Server, url: str, limited: str) -> None
     sql(url, "ALTER TABLE people NO FORCE ROW LEVEL SECURITY")
     walk(replaced(), limited, State.VALIDATED)
     sql(url, "ALTER TABLE people FORCE ROW LEVEL SECURITY")
-    switch_reads.run(replaced(), limited)
+    switch_reads.run(work(replaced(), limited))
     with pytest.raises((ZdmError, psycopg.Error)):
         dict(WALK)[State.CONTRACTED](replaced(), limited)
-    assert status.read(replaced(), limited).state == State.SWITCHED
+    assert status.read(work(replaced(), limited)).state == State.SWITCHED
 
 
 # -- names ------------------------------------------------------------------------------------------------
@@ -304,12 +305,12 @@ def test_odd_names_run_the_whole_way(server: Server, database: str, table: str, 
         c.execute(f"INSERT INTO {name.sql} SELECT n, 'v' || n FROM generate_series(1, 100) n".encode())
 
         def wrote(now: State) -> None:
-            preflight.catalog_of(database, m) if now != State.CONTRACTED else None
+            surveyed(m, database) if now != State.CONTRACTED else None
             if now in (State.EXPANDED, State.SWITCHED):
                 c.execute(f"UPDATE {name.sql} SET {q(old)} = 'a{now}' WHERE {q(key)} = 50".encode())
             c.execute(f"UPDATE {name.sql} SET {q(new)} = 'n:b{now}' WHERE {q(key)} = 60".encode())
 
-        preflight.plan(m, preflight.catalog_of(database, m))
+        plan.read(work(m, database))
         walk(m, database, State.CONTRACTED, then=wrote)
         rows = c.execute(f"SELECT {q(key)}, {q(new)} FROM {name.sql} ORDER BY 1".encode()).fetchall()
     expected = {n: f"n:v{n}" for n in range(1, 101)} | {50: "n:aswitched", 60: "n:bcontracted"}
@@ -323,7 +324,7 @@ def test_a_publication_of_all_tables_is_named_and_stops_nothing(own_server):
     people(url, 50)
     sql(url, "CREATE PUBLICATION everything FOR ALL TABLES")
     m = replaced()
-    (warning,) = preflight.catalog_of(url, m).warnings
+    (warning,) = surveyed(m, url).warnings
     assert "everything" in warning
     assert "--schema=zdm" in warning
     walk(m, url, State.CONTRACTED)

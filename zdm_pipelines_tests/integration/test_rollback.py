@@ -7,20 +7,10 @@ import pytest
 
 from zdm_pipelines.model.errors import StateConflict
 from zdm_pipelines.model.states import State
-from zdm_pipelines.phases import rollback, status, switch_reads, validate
+from zdm_pipelines.phases import switch_reads, validate
 from zdm_pipelines.sandbox.server import Server
-from zdm_pipelines_tests.helpers import (
-    at,
-    backfilled,
-    dump,
-    expanded,
-    one,
-    ranges,
-    replaced,
-    sql,
-    state,
-    walk,
-)
+from zdm_pipelines.verbs import rollback, status
+from zdm_pipelines_tests.helpers import at, backfilled, dump, expanded, one, ranges, replaced, sql, state, walk, work
 
 TABLE = """
 CREATE TABLE public.teams (name text PRIMARY KEY);
@@ -52,7 +42,7 @@ ORDER = [
     State.SWITCHED,
     State.TOMBSTONED,
 ]
-PAIRS = [(a, b) for a in ORDER[1:] for b in rollback.TARGETS if ORDER.index(b) < ORDER.index(a)]
+PAIRS = [(a, b) for a in ORDER[1:] for b in M.lifecycle.targets if ORDER.index(b) < ORDER.index(a)]
 
 
 @pytest.fixture(scope="module")
@@ -72,7 +62,7 @@ def test_back_and_forth(server: Server, url: str, start: State, target: State) -
     before = dump(server, url)
     at(M, url, start)
     sql(url, "UPDATE people SET note = 'kept'")
-    assert rollback.run(M, url, to=target, force=True) == target == state(M, url)
+    assert rollback.run(work(M, url), to=target, force=True) == target == state(M, url)
     has_new = one(
         url, "SELECT count(*) FROM pg_attribute WHERE attrelid = 'people'::regclass AND attname = 'display_name'"
     )
@@ -82,7 +72,7 @@ def test_back_and_forth(server: Server, url: str, start: State, target: State) -
         "SELECT count(*) > 0 FROM pg_index WHERE indrelid = 'people'::regclass AND pg_get_indexdef(indexrelid) LIKE '%display_name%'",
     )
     assert has_constraints == (target in (State.VALIDATED, State.SWITCHED))
-    flag = status.read(M, url).flag
+    flag = status.read(work(M, url)).flag
     if target == State.ROLLED_BACK:
         assert dump(server, url) == before
         assert flag is None
@@ -104,7 +94,7 @@ def test_nothing_that_the_application_wrote_is_lost(server: Server, url: str) ->
         walk(M, url, to)
         sql(url, "INSERT INTO teams VALUES (%s)", f"new {to}")
         sql(url, "UPDATE people SET display_name = %s WHERE id = 7", f"new {to}")
-        rollback.run(M, url, to=State.ROLLED_BACK, force=True)
+        rollback.run(work(M, url), to=State.ROLLED_BACK, force=True)
         assert one(url, "SELECT full_name FROM people WHERE id = 7") == f"new {to}"
         assert dump(server, url) == before
 
@@ -122,7 +112,7 @@ def test_rows_moved_again_after_validation(url: str) -> None:
     backfilled(M, url, partitions=[key])
     assert state(M, url) == State.BACKFILLING
     sql(url, "UPDATE zdm.flag SET percent = 100")  # as when reads had been switched before
-    rollback.run(M, url, to=State.EXPANDED)
+    rollback.run(work(M, url), to=State.EXPANDED)
     assert one(url, "SELECT percent FROM zdm.flag") == 0
     indexes = "SELECT count(*) FROM pg_index WHERE indrelid = 'people'::regclass AND pg_get_indexdef(indexrelid) LIKE '%display_name%'"
     assert one(url, indexes) == 0
@@ -131,25 +121,25 @@ def test_rows_moved_again_after_validation(url: str) -> None:
 def test_a_validate_that_did_not_finish(url: str) -> None:
     walk(M, url, State.BACKFILLED)
     sql(url, "CREATE UNIQUE INDEX people_display_name_once ON people (display_name) INCLUDE (note)")
-    assert rollback.run(M, url, to=State.BACKFILLED) == State.BACKFILLED
+    assert rollback.run(work(M, url), to=State.BACKFILLED) == State.BACKFILLED
     assert one(url, "SELECT to_regclass('people_display_name_once') IS NULL")
 
 
 @pytest.mark.parametrize(
     ("start", "target"),
-    [(a, b) for a in ORDER[1:] for b in rollback.TARGETS if ORDER.index(b) > ORDER.index(a)],
+    [(a, b) for a in ORDER[1:] for b in M.lifecycle.targets if ORDER.index(b) > ORDER.index(a)],
 )
 def test_not_forwards(url: str, start: State, target: State) -> None:
     at(M, url, start)
     with pytest.raises(StateConflict, match=f"is {start}"):
-        rollback.run(M, url, to=target)
+        rollback.run(work(M, url), to=target)
     assert state(M, url) == start
 
 
 def test_not_to_a_state_in_between(url: str) -> None:
     walk(M, url, State.BACKFILLED)
     with pytest.raises(StateConflict, match="choose one of"):
-        rollback.run(M, url, to=State.BACKFILLING)
+        rollback.run(work(M, url), to=State.BACKFILLING)
 
 
 def test_not_while_new_code_writes(server: Server, url: str) -> None:
@@ -157,32 +147,32 @@ def test_not_while_new_code_writes(server: Server, url: str) -> None:
     with psycopg.connect(url, application_name="new release") as c:
         c.execute("INSERT INTO teams VALUES ('x'); UPDATE people SET display_name = 'x' WHERE id = 1")
     with pytest.raises(StateConflict, match="new release"):
-        rollback.run(M, url, to=State.ROLLED_BACK)
+        rollback.run(work(M, url), to=State.ROLLED_BACK)
     assert state(M, url) == State.EXPANDED
     assert one(url, "SELECT count(display_name) FROM people") == 200
     sql(url, "UPDATE zdm.writer SET at = at - interval '121 seconds'")
-    rollback.run(M, url, to=State.ROLLED_BACK)
+    rollback.run(work(M, url), to=State.ROLLED_BACK)
     assert one(url, "SELECT full_name FROM people WHERE id = 1") == "x"
 
 
-@pytest.mark.parametrize("target", rollback.TARGETS)
+@pytest.mark.parametrize("target", M.lifecycle.targets)
 def test_not_after_the_drop(url: str, target: State) -> None:
     walk(M, url, State.CONTRACTED)
     with pytest.raises(StateConflict, match="contracted"):
-        rollback.run(M, url, to=target)
+        rollback.run(work(M, url), to=target)
     assert state(M, url) == State.CONTRACTED
 
 
 def test_not_before_the_beginning(url: str) -> None:
     with pytest.raises(StateConflict, match="never began"):
-        rollback.run(M, url, to=State.ROLLED_BACK)
+        rollback.run(work(M, url), to=State.ROLLED_BACK)
     assert one(url, "SELECT to_regnamespace('zdm') IS NULL")
 
 
 def test_twice(url: str) -> None:
     expanded(M, url)
-    assert rollback.run(M, url, to=State.ROLLED_BACK) == State.ROLLED_BACK
-    assert rollback.run(M, url, to=State.ROLLED_BACK) == State.ROLLED_BACK
+    assert rollback.run(work(M, url), to=State.ROLLED_BACK) == State.ROLLED_BACK
+    assert rollback.run(work(M, url), to=State.ROLLED_BACK) == State.ROLLED_BACK
 
 
 def test_a_failed_validate_leaves_no_constraint(url: str) -> None:
@@ -193,7 +183,7 @@ def test_a_failed_validate_leaves_no_constraint(url: str) -> None:
     )  # fmt: skip
     sql(url, "ALTER TABLE people DROP CONSTRAINT people_full_name_fkey")
     walk(m, url, State.BACKFILLED)
-    report = validate.run(m, url)
+    report = validate.run(work(m, url))
     assert not {c.name: c.passed for c in report.checks}["constraints_valid"]
     assert "v1" not in report.summary
     left = "SELECT count(*) FROM pg_index WHERE indrelid = 'people'::regclass AND pg_get_indexdef(indexrelid) LIKE '%display_name%'"
@@ -206,4 +196,4 @@ def test_a_failed_validate_leaves_no_constraint(url: str) -> None:
         == 0
     )
     with pytest.raises(StateConflict):
-        switch_reads.run(m, url)
+        switch_reads.run(work(m, url))

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import gzip
 import itertools
 import json
-import os
+import logging
 import shutil
-import signal as signals_of_the_system
 import socket
 import threading
 import time
@@ -15,20 +15,24 @@ from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
-import psutil
+import httpx
 import psycopg
 import pytest
 from psycopg import errors
 
-from zdm_pipelines.engine import ledger, signals
-from zdm_pipelines.engine.signals import DEADLINE, Signal, Surroundings, statements
-from zdm_pipelines.engine.signals.http import of_field, of_prometheus, of_text
-from zdm_pipelines.engine.signals.statements import Counted
+from zdm_pipelines import ledger
+from zdm_pipelines.dialects import server_at
+from zdm_pipelines.dialects.postgres import signals as built_in
+from zdm_pipelines.dialects.postgres.signals import statements
+from zdm_pipelines.dialects.postgres.signals.statements import Counted
+from zdm_pipelines.engine import signals
+from zdm_pipelines.engine.signals import DEADLINE, Signal, Surroundings
+from zdm_pipelines.engine.signals.answers import read_field, read_prometheus, read_text
+from zdm_pipelines.engine.signals.http import Http
 from zdm_pipelines.model.throttle import HttpLimit, Limit, SqlLimit, Throttle
-from zdm_pipelines.phases import preflight
 from zdm_pipelines.sandbox.postgres import Cluster
 from zdm_pipelines.sandbox.server import Server
-from zdm_pipelines_tests.helpers import Background, eventually, holding, one, people, replaced, sql
+from zdm_pipelines_tests.helpers import Background, eventually, holding, one, people, replaced, sql, surveyed
 
 MB = 1024 * 1024
 Make = Callable[..., Signal]
@@ -44,8 +48,10 @@ def make() -> Iterator[Make]:
     def a_signal(
         key: str, url: str, *, limit: Limit = ANY, replicas: dict[str, str] | None = None, seen_by: str = ""
     ) -> Signal:
-        catalog = preflight.catalog_of(url, replaced())
-        made.append(signals.of(key, limit, Surroundings(url=seen_by or url, catalog=catalog, replicas=replicas or {})))
+        catalog = surveyed(replaced(), url)
+        made.append(
+            signals.signal_named(key, limit, Surroundings(url=seen_by or url, catalog=catalog, replicas=replicas or {}))
+        )
         return made[-1]
 
     yield a_signal
@@ -57,7 +63,7 @@ def make() -> Iterator[Make]:
 def prepared(database: str) -> str:
     """A database with a ledger and people."""
     people(database, 100)
-    ledger.ensure(database)
+    ledger.ensure(server_at(database))
     return database
 
 
@@ -103,11 +109,11 @@ def value(a_signal: Signal) -> float:
 
 def test_every_signal_that_can_be_declared_is_there() -> None:
     fields = {n for n, f in Throttle.model_fields.items() if "Limit" in str(f.annotation)} - {"sql", "http"}
-    assert fields == set(signals._BUILT_IN)
+    assert fields == set(built_in._BUILT_IN)
 
 
 def test_every_signal_of_the_server_gives_a_number(prepared: str, make: Make) -> None:
-    for key in signals._BUILT_IN.keys() - {"statements_p95"}:
+    for key in built_in._BUILT_IN.keys() - {"statements_p95"}:
         measured = make(key, prepared).read()
         assert isinstance(measured.value, (int, float)), key
         assert measured.value >= 0, key
@@ -242,7 +248,7 @@ def test_wal_rate_after_a_rest(prepared: str, make: Make) -> None:
 def test_archive_backlog(own_server: Server, make: Make) -> None:
     url = own_server.url()
     people(url, 10)
-    ledger.ensure(url)
+    ledger.ensure(server_at(url))
     with nobody(own_server, url) as (nobodys, name):
         assert value(make("archive_backlog", url, seen_by=nobodys)) == 0  # nothing is archived
         own_server.settings |= {"archive_mode": "on", "archive_command": "false"}
@@ -337,7 +343,7 @@ def test_autovacuum_itself(own_server: Server, make: Make) -> None:
     own_server.reload()
     url = own_server.url()
     people(url, 20_000)
-    ledger.ensure(url)
+    ledger.ensure(server_at(url))
     vacuums = make("autovacuum", url)
     assert value(vacuums) == 0
     sql(
@@ -494,14 +500,8 @@ def test_lag_of_a_replica_that_replays_nothing(cluster: Cluster, prepared: str, 
 def test_lag_of_a_replica_with_a_process_that_hangs(
     cluster: Cluster, prepared: str, lag: Callable[[str], Signal], process: str
 ) -> None:
-    found = [c for c in psutil.Process(cluster.replica.pid).children() if process in " ".join(c.cmdline())]
-    assert len(found) == 1
-    follows(
-        [lag(key) for key in LAGS],
-        prepared,
-        lambda: os.kill(found[0].pid, signals_of_the_system.SIGSTOP),
-        lambda: os.kill(found[0].pid, signals_of_the_system.SIGCONT),
-    )
+    found = cluster.replica.process(process)
+    follows([lag(key) for key in LAGS], prepared, found.suspend, found.resume)
 
 
 def test_lag_in_bytes(cluster: Cluster, prepared: str, make: Make) -> None:
@@ -755,11 +755,13 @@ class Service:
         self.length: int | None = None
         self.before: Callable[[], Any] = lambda: None
         self.asked: list[tuple[str, str | None]] = []
+        self.cookies: list[str | None] = []
         service = self
 
         class Handler(BaseHTTPRequestHandler):
             def do_GET(self) -> None:
                 service.asked.append((self.path, self.headers.get("Authorization")))
+                service.cookies.append(self.headers.get("Cookie"))
                 service.before()
                 if self.path.startswith("/moved"):
                     service.status, service.headers = 200, {}
@@ -794,7 +796,7 @@ def service(monkeypatch: pytest.MonkeyPatch) -> Iterator[Service]:
 
 
 def web(url: str, **declared: Any) -> Signal:
-    return signals.of("own", HttpLimit(name="own", pause_above=1, url=url, **declared), None)  # type: ignore[arg-type]
+    return Http(HttpLimit(name="own", pause_above=1, url=url, **declared))
 
 
 def test_http_number(service: Service) -> None:
@@ -851,7 +853,7 @@ def test_http_prometheus(service: Service) -> None:
 )
 def test_prometheus_answers_that_are_no_number(body: bytes, fact: str) -> None:
     with pytest.raises(ValueError, match=fact):
-        of_prometheus(body.decode())
+        read_prometheus(body.decode())
 
 
 @pytest.mark.parametrize(
@@ -859,7 +861,7 @@ def test_prometheus_answers_that_are_no_number(body: bytes, fact: str) -> None:
 )
 def test_bodies_that_are_no_number(body: str) -> None:
     with pytest.raises(ValueError, match=r"no (finite )?number"):
-        of_text(body)
+        read_text(body)
 
 
 @pytest.mark.parametrize(
@@ -867,13 +869,13 @@ def test_bodies_that_are_no_number(body: str) -> None:
 )
 def test_fields_that_are_no_number(number: str) -> None:
     with pytest.raises(ValueError, match=r"number|no JSON"):
-        of_field(f'{{"a": {number}}}', "a")
+        read_field(f'{{"a": {number}}}', "a")
 
 
 @pytest.mark.parametrize("field", ["b", "a.0", "a.x", "", "a..b", "list.2", "list.-1", "list.x", "list.²"])
 def test_fields_that_are_not_there(field: str) -> None:
     with pytest.raises(ValueError, match="has no"):
-        of_field('{"a": 1, "list": [1, 2]}', field)
+        read_field('{"a": 1, "list": [1, 2]}', field)
 
 
 def test_http_token(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -924,6 +926,41 @@ def test_http_failures_tell_no_secrets(
     assert SECRET not in str(caught.value)
     service.status, service.body, service.length, service.headers = 200, b"5", None, {}
     assert value(own) == 5
+
+
+def test_http_logs_no_secrets(
+    service: Service, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("TEST_TOKEN", SECRET)
+    service.body = b"1"
+    url = f"{service.url}/x?key={SECRET}"
+    with caplog.at_level(logging.DEBUG):
+        assert value(web(url, token_env="TEST_TOKEN")) == 1
+        assert SECRET not in caplog.text
+        httpx.get(url)  # what others of the process ask is theirs to log
+    assert SECRET in caplog.text
+
+
+def test_http_of_who_speaks_no_tls(service: Service) -> None:
+    with pytest.raises(OSError, match=r"cannot be reached \(\[SSL"):
+        web(service.url.replace("http:", "https:")).read()
+
+
+@pytest.mark.parametrize("proxy", [f"socks5://us:{SECRET}@127.0.0.1:1", f"gopher://us:{SECRET}@127.0.0.1:1"])
+def test_http_through_a_proxy_that_cannot_be_used(proxy: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("all_proxy", proxy)
+    with pytest.raises(OSError, match=r"proxy that the environment names cannot be used|cannot be reached") as caught:
+        web("http://127.0.0.1:1/").read()
+    assert SECRET not in str(caught.value)
+
+
+def test_http_sets_no_cookies_and_takes_no_compressed_answer(service: Service) -> None:
+    service.body, service.headers = gzip.compress(b"1"), {"Content-Encoding": "gzip", "Set-Cookie": "a=b"}
+    own = web(service.url)
+    for _ in range(2):
+        with pytest.raises(ValueError, match="no text"):
+            own.read()
+    assert service.cookies == [None, None]
 
 
 def test_http_redirects_within_the_service(service: Service) -> None:

@@ -9,14 +9,12 @@ from typing import Any
 import psycopg
 import pytest
 
-from zdm_pipelines.dialects.postgres import strides as facts
 from zdm_pipelines.dialects.postgres.connection import connected
-from zdm_pipelines.engine.batches import Moved
-from zdm_pipelines.engine.strides import choose
+from zdm_pipelines.engine.rows.strides import choose
 from zdm_pipelines.model.errors import LockNotAcquired
 from zdm_pipelines.model.migration import Migration
 from zdm_pipelines.model.states import State
-from zdm_pipelines.phases import preflight
+from zdm_pipelines.model.values import Moved
 from zdm_pipelines_tests.helpers import (
     Background,
     backfilled,
@@ -27,6 +25,7 @@ from zdm_pipelines_tests.helpers import (
     replaced,
     sql,
     state,
+    surveyed,
     validated,
 )
 
@@ -58,7 +57,7 @@ def migration(**backfill: Any) -> Migration:
 
 def passes(url: str, m: Migration) -> int:
     with connected(url, purpose="test") as conn:
-        return choose(facts.heap(conn, preflight.catalog_of(url, m), "display_name"))
+        return choose(conn.rows.heap(surveyed(m, url), "display_name"))
 
 
 def hot_ratio(moved: list[Moved]) -> float:
@@ -118,7 +117,7 @@ def test_passes_of_real_tables(database: str, given: dict[str, Any], then: str, 
     sql(database, f"ALTER TABLE people ADD display_name text; {then}")
     m = replaced(new={"name": "other", "type": "text"}, up="full_name", down="other")
     with connected(database, purpose="test") as conn:
-        assert choose(facts.heap(conn, preflight.catalog_of(database, m), "display_name")) == expected
+        assert choose(conn.rows.heap(surveyed(m, database), "display_name")) == expected
 
 
 def test_a_scattered_key_is_moved_in_plain_batches(database: str) -> None:

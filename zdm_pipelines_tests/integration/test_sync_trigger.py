@@ -8,22 +8,12 @@ from typing import Any
 import psycopg
 import pytest
 
-from zdm_pipelines.engine.batches import Moved
 from zdm_pipelines.model.errors import MappingFailed
 from zdm_pipelines.model.migration import Migration
 from zdm_pipelines.model.states import State
+from zdm_pipelines.model.values import Moved
 from zdm_pipelines.phases import backfill, validate
-from zdm_pipelines_tests.helpers import (
-    backfilled,
-    expanded,
-    one,
-    people,
-    replaced,
-    sql,
-    state,
-    validated,
-    walk,
-)
+from zdm_pipelines_tests.helpers import backfilled, expanded, one, people, replaced, sql, state, validated, walk, work
 
 
 @pytest.fixture
@@ -334,7 +324,7 @@ def test_up_fails_for_a_value(database: str, up: str, bad: str) -> None:
     assert row(database, 30) == (bad, None)
     assert one(database, "SELECT count(*) FROM zdm.writer WHERE failed IS NOT NULL") == 1
     with pytest.raises(MappingFailed, match="people_display_name") as caught:
-        validate.run(m, database)
+        validate.run(work(m, database))
     assert bad == "0" or bad not in str(caught.value)
     assert state(m, database) == State.BACKFILLED
     with pytest.raises(MappingFailed, match="30"):
@@ -375,7 +365,7 @@ def test_a_default_that_is_kept_apart(database: str) -> None:
     sql(database, "UPDATE people SET display_name = 'many' WHERE id = 1")
     assert row(database) == (1, "many")
     with pytest.raises(MappingFailed):
-        validate.run(m, database)
+        validate.run(work(m, database))
 
 
 # -- races with the backfill ------------------------------------------------------------------------------
@@ -391,7 +381,7 @@ def between_batches(m: Migration, url: str, *statements: str) -> None:
             for statement in statements:
                 sql(url, statement)
 
-    list(backfill.run(m, url, batch=interfere))
+    list(backfill.run(work(m, url), batch=interfere))
     assert ran
 
 
@@ -448,7 +438,7 @@ def test_a_row_changes_its_key_into_a_range_that_is_done(database: str) -> None:
         if moved.partition.startswith("000002"):  # the first range is done, this row's batch is yet to come
             sql(database, "UPDATE people SET id = -5 WHERE id = 100")
 
-    list(backfill.run(m, database, batch=change_key))
+    list(backfill.run(work(m, database), batch=change_key))
     assert row(database, -5) == ("v100", "n:v100")
     validated(m, database)
 

@@ -13,7 +13,7 @@ from zdm_pipelines.model.migration import Migration
 from zdm_pipelines.model.states import State
 from zdm_pipelines.phases import switch_reads, validate
 from zdm_pipelines.sandbox.server import Server
-from zdm_pipelines_tests.helpers import backfilled, one, people, replaced, sql, state, validated, walk
+from zdm_pipelines_tests.helpers import backfilled, one, people, replaced, sql, state, validated, walk, work
 
 ROWS = 300_000
 BIG = replaced(up="full_name", down="display_name", backfill={"range_rows": 100_000, "batch_rows": 10_000})
@@ -56,7 +56,7 @@ def planted(url: str, m: Migration, *statements: str, table: str = "people") -> 
 )
 def test_one_row_in_a_hundred_thousand(big: str, statement: str, category: str, key: str) -> None:
     planted(big, BIG, statement)
-    report = validate.run(BIG, big)
+    report = validate.run(work(BIG, big))
     assert report.state == State.BACKFILLED == state(BIG, big)
     assert report.rows >= ROWS
     (bad,) = report.facts["partitions_to_repeat"]
@@ -70,7 +70,7 @@ def test_one_row_in_a_hundred_thousand(big: str, statement: str, category: str, 
     assert caught.value.partitions == (bad,)
     assert "V150000" not in str(report) + str(caught.value)
     with pytest.raises(StateConflict, match="is backfilled"):
-        switch_reads.run(BIG, big)
+        switch_reads.run(work(BIG, big))
 
     assert sum(r.rows for r in backfilled(BIG, big, partitions=[bad], repair=True)) == 1
     validated(BIG, big)
@@ -166,7 +166,7 @@ def test_what_equal_means(
         m = replaced(new={"name": "display_name", "type": new_type}, up="full_name", down="display_name")
         walk(m, url, State.BACKFILLED)
         planted(url, m, f"UPDATE people SET display_name = {new} WHERE id = 1")
-        report = validate.run(m, url)
+        report = validate.run(work(m, url))
         assert report.checks[0].passed == agree
         if not agree:
             backfilled(m, url, partitions=report.facts["partitions_to_repeat"], repair=True)
@@ -186,7 +186,7 @@ def test_citext_is_compared_as_text(server: Server, database: str) -> None:
     m = replaced(new={"name": "display_name", "type": "public.citext"}, up="full_name", down="display_name")
     walk(m, database, State.BACKFILLED)
     planted(database, m, "UPDATE people SET display_name = 'ADA'")
-    assert not validate.run(m, database).checks[0].passed
+    assert not validate.run(work(m, database)).checks[0].passed
 
 
 def test_rows_that_agree_through_down_only_are_counted(database: str) -> None:
@@ -211,6 +211,6 @@ def test_values_without_an_equality_are_compared_as_text(database: str) -> None:
     m = replaced(old="doc", up="doc::text", down="display_name::documented")
     walk(m, database, State.VALIDATED)
     planted(database, m, """UPDATE people SET display_name = '{"id" : 8}' WHERE id = 7""")
-    report = validate.run(m, database)
+    report = validate.run(work(m, database))
     assert report.state == State.BACKFILLED
     assert report.checks[0].facts["different"] == 1

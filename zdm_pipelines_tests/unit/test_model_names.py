@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 
+from zdm_pipelines.model.lifecycle import Lifecycle, Need
 from zdm_pipelines.model.names import NAME_BYTES, TableName, fitted, quote
-from zdm_pipelines.model.states import ACTIVE, TRANSITIONS, State
+from zdm_pipelines.model.states import State
 from zdm_pipelines.model.units import seconds
 
 
@@ -58,10 +59,11 @@ def test_no_durations(text: object) -> None:
         seconds(text)
 
 
-def test_states() -> None:
-    assert set(TRANSITIONS) == set(State)
-    assert TRANSITIONS[State.CONTRACTED] == frozenset()
-    assert {s for s in State if State.CONTRACTED in TRANSITIONS[s]} == {State.TOMBSTONED}
-    assert {s for s in State if State.TOMBSTONED in TRANSITIONS[s]} == {State.SWITCHED}
-    assert State.TOMBSTONED not in {s for s in State if State.ROLLED_BACK in TRANSITIONS[s]}
-    assert set(State) - ACTIVE == {State.PLANNED, State.CONTRACTED, State.ROLLED_BACK}
+def test_states_of_a_replaced_column() -> None:
+    life = Lifecycle.of(set(Need) - {Need.DESTROYS, Need.CHECKS})
+    assert set(State) - set(life.states) == {State.PLANNED, State.ROLLED_BACK, State.BUILDING, State.CONTRACTING}
+    assert life.transitions(State.CONTRACTED) == frozenset()
+    assert {s for s in life.states if State.CONTRACTED in life.transitions(s)} == {State.TOMBSTONED}
+    assert {s for s in life.states if State.TOMBSTONED in life.transitions(s)} == {State.SWITCHED}
+    assert State.TOMBSTONED not in {s for s in life.states if State.ROLLED_BACK in life.transitions(s)}
+    assert set(life.states) - life.active_states == {State.CONTRACTED}

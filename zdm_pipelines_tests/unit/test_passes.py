@@ -7,8 +7,8 @@ from typing import Any, cast
 import pytest
 
 from zdm_pipelines.dialects.postgres import strides as sql
-from zdm_pipelines.dialects.postgres.strides import Heap
-from zdm_pipelines.engine import strides
+from zdm_pipelines.dialects.server import Heap
+from zdm_pipelines.engine.rows import strides
 from zdm_pipelines.model.values import Column
 
 
@@ -71,18 +71,26 @@ class Clock:
         return self.now
 
 
+class Facts:
+    """A session of a server that is asked two things only."""
+
+    def __init__(self, *, counted: bool = True) -> None:
+        self._answers = {"strides.counted": counted, "strides.pinned": "replication slot s"}
+
+    def value(self, name: str) -> Any:
+        return self._answers[name]
+
+
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     clock = Clock()
     monkeypatch.setattr(strides, "time", clock)
-    monkeypatch.setattr(sql, "pinned", lambda _: "replication slot s")
-    monkeypatch.setattr(sql, "counted", lambda _: True)
     return clock
 
 
 def test_plain_for_a_while_when_nothing_moves_in_place(clock: Clock) -> None:
     said: list[str] = []
-    striding, conn = strides.Strides(lambda: 8, tell=said.append), cast("Any", None)
+    striding, conn = strides.Strides(lambda: 8, tell=said.append), cast("Any", Facts())
     for _ in range(20):
         striding.moved(conn, 0, 1_000, 0)  # a first pass says nothing
     for _ in range(4):
@@ -103,10 +111,9 @@ def test_plain_for_a_while_when_nothing_moves_in_place(clock: Clock) -> None:
 
 
 @pytest.mark.usefixtures("clock")
-def test_a_server_that_does_not_count_says_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sql, "counted", lambda _: False)
+def test_a_server_that_does_not_count_says_nothing() -> None:
     said: list[str] = []
     striding = strides.Strides(lambda: 8, tell=said.append)
     for _ in range(20):
-        striding.moved(cast("Any", None), 1, 1_000, 0)
+        striding.moved(cast("Any", Facts(counted=False)), 1, 1_000, 0)
     assert (striding.passes, said) == (8, [])

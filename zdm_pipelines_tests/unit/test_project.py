@@ -14,6 +14,7 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from zdm_pipelines import project
+from zdm_pipelines.changes import KINDS, overview
 from zdm_pipelines.model.errors import SpecError
 from zdm_pipelines.model.migration import Database, Migration
 from zdm_pipelines.model.throttle import Limit, NamedLimit, Throttle
@@ -242,6 +243,10 @@ def rows(model: type[BaseModel], *, given: dict[str, Any], prefix: str = "") -> 
         given: what the section's own default says, in place of the defaults of its keys.
     """
     for name, field in model.model_fields.items():
+        if name == "change":
+            kinds = " ".join(f"`{kind}`" for kind in sorted(KINDS))
+            yield f"{prefix}change.kind", "**required**", f"one of {kinds}", "What is changed; keys of each: kinds.md."
+            continue
         key, inside = f"{prefix}{name}", next(declarations._models(field.annotation), None)
         required = field.is_required() and name not in given
         default = given.get(name, field.default)
@@ -269,20 +274,37 @@ def reference(model: type[BaseModel]) -> str:
     return "\n".join(["| key | default | bounds | meaning |", "|---|---|---|---|", *table])
 
 
+@pytest.mark.parametrize("kind", sorted(KINDS))
+def test_the_page_of_kinds_has_every_key(kind):
+    begin, end = f"<!-- {kind}: generated -->\n", "\n<!-- end -->"
+    keys = [row for row in reference(KINDS[kind].spec).splitlines() if not row.startswith("| `kind` |")]
+    generated(PAGE.with_name("kinds.md"), begin, "\n".join(keys), end)
+
+
+def test_the_page_of_kinds_has_the_table():
+    generated(PAGE.with_name("kinds.md"), "<!-- kinds: generated -->\n", overview.markdown().strip(), "\n<!-- end -->")
+
+
+def generated(file: Path, begin: str, wanted: str, end: str) -> None:
+    """A part of a page that is made from the code."""
+    page = file.read_text(encoding="utf-8")
+    before, _, rest = page.partition(begin)
+    _, there, after = rest.partition(end)
+    assert there, f"{file.name} has nothing between {begin.strip()} and {end.strip()}"
+    if os.environ.get("ZDM_WRITE_DOCS"):
+        file.write_text(f"{before}{begin}{wanted}{end}{after}", encoding="utf-8")
+    else:
+        assert f"{begin}{wanted}{end}" in page, "ZDM_WRITE_DOCS=1 make test ARGS='-k page' brings it up to date"
+
+
 @pytest.mark.parametrize("model", [Database, Migration, Limit])
 def test_the_configuration_page_is_complete_and_current(model):
     begin, end = f"<!-- {model.__name__}: generated -->\n", "\n<!-- end -->"
-    page = PAGE.read_text(encoding="utf-8")
-    before, _, rest = page.partition(begin)
-    _, there, after = rest.partition(end)
-    assert there, f"{PAGE.name} has no table between {begin.strip()} and {end.strip()}"
-    if os.environ.get("ZDM_WRITE_DOCS"):
-        PAGE.write_text(f"{before}{begin}{reference(model)}{end}{after}", encoding="utf-8")
-    else:
-        assert reference(model) in page, "ZDM_WRITE_DOCS=1 make test ARGS='-k configuration' brings it up to date"
+    generated(PAGE, begin, reference(model), end)
     signals = [f"throttle.{name}" for name in Throttle.model_fields] if model is Migration else []
     covered = set().union(*map(limit_keys, signals))
-    for key in {*project.keys(model), *signals} - covered:
+    own = {key for key in project.keys(model) if not key.startswith("change.")}
+    for key in {*own, *signals} - covered:
         assert f"| `{key}` |" in reference(model)
 
 

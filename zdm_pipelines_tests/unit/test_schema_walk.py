@@ -16,15 +16,16 @@ import pytest
 from pydantic import BaseModel
 
 import zdm_pipelines
+from zdm_pipelines.changes import KINDS
 from zdm_pipelines.engine import throttle, watch
 from zdm_pipelines.model.migration import Contract, Database, Migration
 from zdm_pipelines.model.states import State
 from zdm_pipelines.model.throttle import Limit, Throttle
 from zdm_pipelines.model.values import Reading, Verdict
-from zdm_pipelines.phases import preflight
-from zdm_pipelines.phases import watch as outside
 from zdm_pipelines.sandbox.postgres import Cluster
-from zdm_pipelines_tests.helpers import expanded, people, replaced, walk
+from zdm_pipelines.verbs import plan
+from zdm_pipelines.verbs import watch as outside
+from zdm_pipelines_tests.helpers import expanded, people, replaced, walk, work
 
 PACKAGE = Path(zdm_pipelines.__file__).parent
 # With the slash: the tests beside it are none of its code.
@@ -186,7 +187,7 @@ def test_every_key_is_read(
     app = Database(name="app", replicas=("REPLICA",), max_parallel=3)
     m = replaced(**full(web))
     reads = Reads(monkeypatch, *set(models(Migration)), Database)
-    preflight.plan(m, preflight.catalog_of(database, m))
+    plan.read(work(m, database))
     expanded(m, database)
     cluster.wait_caught_up()  # else the replica has no ledger to read yet
     walk(m, database, State.CONTRACTED, database=app)
@@ -202,7 +203,32 @@ def test_every_key_is_read(
         reads.seen.add("Migration.database")
     if "max_runs" in attributes_read(PACKAGE / "components", {"backfill"}):
         reads.seen.add("Backfill.max_runs")
-    assert fields(Migration, Database) - reads.seen == {f"Throttle.{UNREADABLE}"}
+    # The keys of other kinds are looked at below.
+    others = fields(*(kind.spec for name, kind in KINDS.items() if name != m.change.kind)) - fields(type(m.change))
+    assert fields(Migration, Database) - others - reads.seen == {f"Throttle.{UNREADABLE}"}
+
+
+@pytest.mark.parametrize("name", sorted(KINDS))
+def test_every_key_of_a_kind_has_a_reader_in_its_own_modules(name: str) -> None:
+    own = [*(PACKAGE / "changes" / name).glob("*.py"), *(PACKAGE / "dialects").glob(f"*/kinds/{name}.py")]
+    own += [*(PACKAGE / "dialects").glob(f"*/kinds/{name}/*.py"), *shared_by(name)]
+    read = {
+        node.attr
+        for file in own
+        if file.name != "declared.py"
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Attribute)
+    }
+    assert {field.partition(".")[2] for field in fields(KINDS[name].spec)} - {"kind"} - read == set()
+
+
+def shared_by(name: str) -> list[Path]:
+    """Modules that kinds of one family share."""
+    folder = PACKAGE / "dialects" / "postgres"
+    if name.endswith("_index"):
+        new = folder / "kinds" / "add_index.py"  # what builds an index, builds one that replaces another, too
+        return [folder / "indexes.py", new, *(PACKAGE / "changes" / "add_index").glob("*.py")]
+    return [folder / "archive.py"]
 
 
 def test_a_signal_that_this_server_does_not_have_is_asked_for(
@@ -212,7 +238,7 @@ def test_a_signal_that_this_server_does_not_have_is_asked_for(
     m = replaced(throttle={UNREADABLE: TIME})
     expanded(m, database)
     reads = Reads(monkeypatch, Throttle)
-    (verdict,) = outside.look(m, database, Database(name="app")).verdicts
+    (verdict,) = outside.look(work(m, database, database=Database(name="app"))).verdicts
     assert "pg_stat_statements" in verdict.reason
     assert f"Throttle.{UNREADABLE}" in reads.seen
 
@@ -258,6 +284,8 @@ def test_every_key_is_described() -> None:
     for model in every:
         assert model.__doc__
         for name, info in model.model_fields.items():
+            if name == "change":
+                continue  # a union: each arm is described by its class
             holds_model = any(
                 isinstance(k, type) and issubclass(k, BaseModel) for k in (*get_args(info.annotation), info.annotation)
             )

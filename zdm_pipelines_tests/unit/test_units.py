@@ -6,7 +6,7 @@ import pytest
 
 from zdm_pipelines.model.migration import Backfill
 from zdm_pipelines.model.throttle import SizeLimit
-from zdm_pipelines.model.units import Unit, seconds, size
+from zdm_pipelines.model.units import Unit, as_declared, for_people, seconds, size
 
 
 @pytest.mark.parametrize(
@@ -65,12 +65,27 @@ def test_what_is_written_is_read_as_the_same_value() -> None:
             assert Backfill.model_validate_json(declared.model_dump_json()) == declared
 
 
-def test_values_for_people() -> None:
-    assert Unit.SECONDS.show(0.25) == "0.250 s"
-    assert Unit.SECONDS.show(90_000) == "90,000 s"
-    assert Unit.BYTES.show(64 * 1024**2) == "64.0 MB"
-    assert Unit.BYTES.show(1023) == "1023 B"
-    assert Unit.BYTES.show(5_000 * 1024**4) == "5,000.0 TB"
-    assert Unit.BYTES_PER_SECOND.show(2048) == "2.0 kB/s"
-    assert Unit.COUNT.show(1_234_567) == "1.23457e+06"
-    assert Unit.COUNT.show(12) == "12"
+def test_a_duration_is_shown_as_declared() -> None:
+    shown = [as_declared(s, Unit.SECONDS) for s in (7 * 86400.0, 25 * 3600.0, 600.0, 5.0, 0.25, 0.0)]
+    assert shown == ["7d", "25h", "10m", "5s", "250ms", "0s"]
+
+
+@pytest.mark.parametrize(
+    ("value", "unit", "shown"),
+    [
+        (0.25, Unit.SECONDS, "0.250 s"),
+        (119.4, Unit.SECONDS, "119 s"),
+        (720, Unit.SECONDS, "12 min"),
+        (7_200.4, Unit.SECONDS, "2 h"),
+        (90_000, Unit.SECONDS, "25 h"),
+        (7.5 * 86_400, Unit.SECONDS, "7.5 d"),
+        (64 * 1024**2, Unit.BYTES, "64.0 MB"),
+        (1023, Unit.BYTES, "1023 B"),
+        (5_000 * 1024**4, Unit.BYTES, "5,000.0 TB"),
+        (2048, Unit.BYTES_PER_SECOND, "2.0 kB/s"),
+        (1_234_567, Unit.COUNT, "1.23457e+06"),
+        (12, Unit.COUNT, "12"),
+    ],
+)
+def test_values_for_people(value: float, unit: Unit, shown: str) -> None:
+    assert for_people(value, unit) == shown

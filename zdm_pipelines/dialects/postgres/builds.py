@@ -19,9 +19,10 @@ What may wait:
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from zdm_pipelines.dialects.postgres.connection import Connection, query
-from zdm_pipelines.model.names import TableName, quote
+from zdm_pipelines.model.names import TableName, fitted, quote
 from zdm_pipelines.model.values import Rebuild, Step
 
 SHORT = "ACCESS EXCLUSIVE, for milliseconds"
@@ -129,6 +130,37 @@ def constraint(table: TableName, name: str, definition: str, *, reason: str) -> 
             in_transaction=False,
         ),
     ]
+
+
+def not_null(table: TableName, column: str) -> list[Step]:
+    """Set a column NOT NULL without reading the table under a strong lock: a valid check proves it."""
+    name, check, is_set = quote(column), fitted(f"zdm_not_null_{column}"), is_not_null(table, column)
+    prove = constraint(table, check, f"CHECK ({name} IS NOT NULL)", reason="proves that no row is NULL")
+    return [
+        *(replace(step, done_when=f"SELECT ({is_set}) OR ({step.done_when})") for step in prove),
+        Step(
+            name=f"set {name} NOT NULL",
+            sql=f"ALTER TABLE {table.sql} ALTER COLUMN {name} SET NOT NULL",
+            reason="the valid check proves it, so no row is read",
+            lock=SHORT,
+            undo=f"ALTER TABLE {table.sql} ALTER COLUMN {name} DROP NOT NULL",
+            done_when=is_set,
+        ),
+        Step(
+            name=f"drop check {quote(check)}",
+            sql=f"ALTER TABLE {table.sql} DROP CONSTRAINT IF EXISTS {quote(check)}",
+            reason="NOT NULL says the same",
+            lock=SHORT,
+            done_when=f"SELECT NOT ({constraint_exists(table, check)})",
+        ),
+    ]
+
+
+def is_not_null(table: TableName, column: str) -> str:
+    """Query: whether a column is NOT NULL."""
+    return (
+        f"SELECT attnotnull FROM pg_attribute WHERE attrelid = {text(table.sql)}::regclass AND attname = {text(column)}"
+    )
 
 
 def constraint_exists(table: TableName, name: str, *, validated: bool = False) -> str:

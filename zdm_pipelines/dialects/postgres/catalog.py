@@ -6,54 +6,10 @@ import difflib
 import re
 from collections.abc import Sequence
 
-from zdm_pipelines.dialects.postgres.connection import Connection, query, scalar
+from zdm_pipelines.dialects.postgres.connection import Connection
 from zdm_pipelines.model.errors import Problem
 from zdm_pipelines.model.names import TableName, quote
 from zdm_pipelines.model.values import Catalog, Column
-
-_RELATION = """
-SELECT c.oid, c.relkind, greatest(c.reltuples, 0)::bigint, pg_relation_size(c.oid), c.relispartition,
-       EXISTS (SELECT 1 FROM pg_inherits i WHERE i.inhparent = c.oid OR i.inhrelid = c.oid),
-       pg_has_role(c.relowner, 'USAGE'), pg_get_userbyid(c.relowner)
-FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
-WHERE n.nspname = $1 AND c.relname = $2"""
-
-_COLUMNS = """
-SELECT a.attname, format_type(a.atttypid, a.atttypmod), a.attnotnull, pg_get_expr(d.adbin, d.adrelid),
-       a.attgenerated <> '', a.attidentity <> '', a.attnum
-FROM pg_attribute a LEFT JOIN pg_attrdef d ON d.adrelid = a.attrelid AND d.adnum = a.attnum
-WHERE a.attrelid = $1 AND a.attnum > 0 AND NOT a.attisdropped ORDER BY a.attnum"""
-
-_KEY = """
-SELECT a.attname FROM pg_index i CROSS JOIN LATERAL unnest(i.indkey) WITH ORDINALITY AS k(attnum, position)
-JOIN pg_attribute a ON a.attrelid = i.indrelid AND a.attnum = k.attnum
-WHERE i.indrelid = $1 AND i.indisprimary AND k.position <= i.indnkeyatts ORDER BY k.position"""
-
-_SIMILAR = """
-SELECT n.nspname, c.relname FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
-WHERE c.relkind IN ('r', 'p') AND n.nspname NOT LIKE 'pg\\_%' AND n.nspname <> 'information_schema' LIMIT 5000"""
-
-# Objects that read a column and would stop its drop, or keep reading it under its tombstone name.
-_DEPENDENTS = """
-SELECT DISTINCT pg_describe_object(d.classid, d.objid, d.objsubid)
-FROM pg_depend d WHERE d.refclassid = 'pg_class'::regclass AND d.refobjid = $1 AND d.refobjsubid = $2
-  AND d.deptype IN ('n', 'a')
-  AND NOT (d.classid = 'pg_class'::regclass AND EXISTS (
-             SELECT 1 FROM pg_index i WHERE i.indexrelid = d.objid AND i.indrelid = $1))
-  AND NOT (d.classid = 'pg_class'::regclass AND EXISTS (
-             SELECT 1 FROM pg_class s WHERE s.oid = d.objid AND s.relkind = 'S'))
-  AND NOT (d.classid = 'pg_attrdef'::regclass AND EXISTS (
-             SELECT 1 FROM pg_attrdef f WHERE f.oid = d.objid AND f.adrelid = $1 AND f.adnum = $2))
-  AND NOT (d.classid = 'pg_constraint'::regclass AND EXISTS (
-             SELECT 1 FROM pg_constraint k WHERE k.oid = d.objid AND k.conrelid = $1))
-  AND NOT (d.classid = 'pg_trigger'::regclass AND EXISTS (
-             SELECT 1 FROM pg_trigger t WHERE t.oid = d.objid AND t.tgname LIKE 'zzz\\_zdm\\_%'))
-ORDER BY 1"""
-
-_TRIGGERS = """
-SELECT tgname, (tgtype & 2) <> 0 AS before, (tgtype & 16) <> 0 AS on_update FROM pg_trigger
-WHERE tgrelid = $1 AND NOT tgisinternal AND (tgtype & 1) <> 0 AND tgenabled <> 'D'
-  AND tgname NOT LIKE 'zzz\\_zdm\\_%' ORDER BY tgname"""
 
 
 def _close(word: str, possible: Sequence[str]) -> str:
@@ -65,7 +21,7 @@ def _close(word: str, possible: Sequence[str]) -> str:
 
 def missing_table(conn: Connection, table: TableName) -> Problem:
     """The finding that a table does not exist, with close names."""
-    tables = [str(TableName(schema=s, name=n)) for s, n in query(conn, _SIMILAR)]
+    tables = [str(TableName(schema=s, name=n)) for s, n in conn.named("catalog.tables")]
     return Problem(
         f"table {table}",
         "does not exist in this database",
@@ -83,27 +39,32 @@ def missing_column(catalog_columns: Sequence[Column], table: TableName, column: 
     )
 
 
-def read(conn: Connection, table: TableName) -> Catalog:
+def read(conn: Connection, table: TableName, *, partitioned: bool = False, keyless: bool = False) -> Catalog:
     """Read a table's columns, key and size.
+
+    Args:
+        partitioned: a partitioned table or a partition will do, too.
+        keyless: a table without primary key will do, too.
 
     Raises:
         Problem: the relation is missing, is no ordinary table, is not ours to alter, or has no primary key.
     """
-    rows = query(conn, _RELATION, [table.schema, table.name])
+    rows = conn.named("catalog.relation", table.schema, table.name)
     if not rows:
         raise missing_table(conn, table)
     oid, kind, estimate, size, is_partition, inherits, ours, owner = rows[0]
     thing = f"table {table}"
-    if kind == "p" or is_partition:
-        raise Problem(thing, "is partitioned", "replace_column works on ordinary tables only, so far")
-    if kind != "r":
+    in_tree = kind == "p" or is_partition
+    if in_tree and not partitioned:
+        raise Problem(thing, "is partitioned", "this kind of change works on ordinary tables only, so far")
+    if kind not in ("r", "p"):
         what = {"v": "a view", "m": "a materialized view", "f": "a foreign table"}.get(kind, f"relkind {kind!r}")
         raise Problem(thing, f"is {what}", "name the table that holds the rows")
-    if inherits:
+    if inherits and not in_tree:
         raise Problem(
             thing,
             "has a parent or children by inheritance",
-            "replace_column works on ordinary tables only, so far",
+            "this kind of change works on ordinary tables only, so far",
         )
     if not ours:
         raise Problem(
@@ -113,37 +74,33 @@ def read(conn: Connection, table: TableName) -> Catalog:
         )
     columns = tuple(
         Column(name=n, type=t, not_null=nn, default=d, generated=g, identity=i, number=no)
-        for n, t, nn, d, g, i, no in query(conn, _COLUMNS, [oid])
+        for n, t, nn, d, g, i, no in conn.named("catalog.columns", oid)
     )
     by_name = {c.name: c for c in columns}
-    key = tuple(by_name[name] for (name,) in query(conn, _KEY, [oid]))
-    if not key:
+    key = tuple(by_name[name] for (name,) in conn.named("catalog.key", oid))
+    if not key and not keyless:
         raise Problem(
             thing,
             "has no primary key",
             "ranges and checkpoints need one: add it, CREATE UNIQUE INDEX CONCURRENTLY first",
         )
-    path = str(scalar(conn, "SELECT current_setting('search_path')"))
+    path = str(conn.value("catalog.search_path"))
     return Catalog(table=table, oid=oid, rows=estimate, bytes=size, columns=columns, key=key, search_path=path)
 
 
 def dependents(conn: Connection, oid: int, column: int) -> list[str]:
     """Views, policies, other tables' constraints and the like that read a column."""
-    return [name for (name,) in query(conn, _DEPENDENTS, [oid, column])]
+    return [name for (name,) in conn.named("catalog.dependents", oid, column)]
 
 
 def row_triggers(conn: Connection, oid: int) -> list[tuple[str, bool, bool]]:
     """The application's row triggers: name, fires before, fires on update."""
-    return [(n, b, u) for n, b, u in query(conn, _TRIGGERS, [oid])]
+    return [(n, b, u) for n, b, u in conn.named("catalog.row_triggers", oid)]
 
 
 def column_number(conn: Connection, oid: int, column: str) -> int | None:
     """The attribute number of a column as it is called now, None when there is none."""
-    number = scalar(
-        conn,
-        "SELECT attnum FROM pg_attribute WHERE attrelid = $1 AND attname = $2 AND NOT attisdropped",
-        [oid, column],
-    )
+    number = conn.value("catalog.column_number", oid, column)
     return None if number is None else int(number)
 
 
@@ -153,9 +110,7 @@ def volatile_functions(conn: Connection, expression: str) -> list[str]:
     Errs on the side of caution: a name counts when any function of that name is volatile.
     """
     called = sorted({name.lower() for name in re.findall(r"([A-Za-z_][A-Za-z0-9_$]*)\"?\s*\(", expression)})
-    rows = query(
-        conn, "SELECT DISTINCT proname FROM pg_proc WHERE provolatile = 'v' AND proname = ANY ($1) ORDER BY 1", [called]
-    )
+    rows = conn.named("catalog.volatile", called)
     return [name for (name,) in rows]
 
 
@@ -163,8 +118,8 @@ def missing_privileges(conn: Connection, table: TableName) -> list[Problem]:
     """What our role lacks to migrate this table."""
     found = []
     database = conn.info.dbname
-    has_ledger = scalar(conn, "SELECT to_regnamespace('zdm') IS NOT NULL")
-    if not has_ledger and not scalar(conn, "SELECT has_database_privilege(current_database(), 'CREATE')"):
+    has_ledger = conn.value("catalog.has_ledger")
+    if not has_ledger and not conn.value("catalog.may_create_schemas"):
         found.append(
             Problem(
                 f"role {conn.info.user}",
@@ -173,7 +128,7 @@ def missing_privileges(conn: Connection, table: TableName) -> list[Problem]:
                 f"CREATE SCHEMA zdm AUTHORIZATION {quote(conn.info.user)}",
             )
         )
-    if has_ledger and not scalar(conn, "SELECT has_schema_privilege('zdm', 'CREATE')"):
+    if has_ledger and not conn.value("catalog.may_write_ledger"):
         found.append(
             Problem(
                 f"role {conn.info.user}",
@@ -181,7 +136,7 @@ def missing_privileges(conn: Connection, table: TableName) -> list[Problem]:
                 f"GRANT ALL ON SCHEMA zdm TO {quote(conn.info.user)}, or connect as the role that owns it",
             )
         )
-    if not scalar(conn, "SELECT has_database_privilege(current_database(), 'TEMPORARY')"):
+    if not conn.value("catalog.may_create_temporary"):
         found.append(
             Problem(
                 f"role {conn.info.user}",
@@ -190,8 +145,7 @@ def missing_privileges(conn: Connection, table: TableName) -> list[Problem]:
             )
         )
     # A schema that does not exist is told with its table.
-    may_create = "SELECT has_schema_privilege(oid, 'CREATE') FROM pg_namespace WHERE nspname = $1"
-    if scalar(conn, may_create, [table.schema]) is False:
+    if conn.value("catalog.may_create_in", table.schema) is False:
         found.append(
             Problem(
                 f"role {conn.info.user}",

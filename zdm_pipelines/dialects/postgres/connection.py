@@ -2,19 +2,96 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import re
+import socket
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import psycopg
+from psycopg import errors
 from psycopg.conninfo import conninfo_to_dict
 from psycopg.rows import TupleRow
 
+from zdm_pipelines.dialects.postgres.locks import PostgresLocks
+from zdm_pipelines.dialects.postgres.pair import PostgresPairs
+from zdm_pipelines.dialects.postgres.rows import PostgresRows
+from zdm_pipelines.dialects.postgres.statements import named_statements
+from zdm_pipelines.dialects.postgres.sync import PostgresSyncNotes
+from zdm_pipelines.dialects.server import Fault
 from zdm_pipelines.model.errors import DatabaseUnreachable, MappingFailed, MissingPrivilege, Problem
+from zdm_pipelines.model.values import Statement
 
-Connection = psycopg.Connection[TupleRow]
+
+class Connection(psycopg.Connection[TupleRow]):
+    """A driver's connection that is a `Session`, too."""
+
+    def named(self, name: str, *values: Any) -> list[TupleRow]:
+        """Run a named block of this folder's `.sql` files; gives its rows."""
+        return query(self, named_statements()[name], values or None)
+
+    def value(self, name: str, *values: Any) -> Any:
+        """Run a named block; gives the first column of the first row, None without rows."""
+        return scalar(self, named_statements()[name], values or None)
+
+    def run(self, statement: Statement) -> list[TupleRow]:
+        """Run one statement; gives its rows."""
+        return query(self, statement.sql, statement.values or None)
+
+    def send(self, name: str, *values: Any) -> None:
+        """Run a named block whose rows nobody wants; in a pipeline nothing is waited for."""
+        self.execute(named_statements()[name].encode(), values or None)
+
+    @contextmanager
+    def snapshot(self) -> Iterator[None]:
+        """A transaction whose statements all see one snapshot."""
+        self.isolation_level = psycopg.IsolationLevel.REPEATABLE_READ
+        try:
+            with self.transaction():
+                yield
+        finally:
+            # A connection that is lost begins no other transaction.
+            if not self.closed:
+                self.isolation_level = None
+
+    def interrupt(self, *, cut: bool) -> None:
+        """Let another thread's statement end: cancelled by the server, or else with its connection."""
+        try:
+            if not cut:
+                self.cancel_safe(timeout=2.0)
+                return
+        except psycopg.Error:
+            pass  # a server that takes no request to cancel is cut off
+        with contextlib.suppress(OSError, psycopg.Error):  # closed meanwhile
+            ours = socket.socket(fileno=os.dup(self.fileno()))
+            try:
+                ours.shutdown(socket.SHUT_RDWR)
+            finally:
+                ours.close()
+
+    @property
+    def rows(self) -> PostgresRows:
+        """Row work."""
+        return PostgresRows(self)
+
+    @property
+    def locks(self) -> PostgresLocks:
+        """Locks on tables and names."""
+        return PostgresLocks(self)
+
+    @property
+    def sync(self) -> PostgresSyncNotes:
+        """What the sync notes."""
+        return PostgresSyncNotes(self)
+
+    @property
+    def pairs(self) -> PostgresPairs:
+        """Comparing two tables."""
+        return PostgresPairs(self)
+
 
 MINIMUM_VERSION = 140000
 CONNECT_SECONDS = 10
@@ -77,7 +154,7 @@ def connect(url: str, *, purpose: str, autocommit: bool = True) -> Connection:
     given = _parsed(url)
     try:
         options = f"{given.get('options') or ''} {_SETTINGS}".strip()
-        conn = psycopg.connect(
+        conn = Connection.connect(
             url,
             autocommit=autocommit,
             cursor_factory=psycopg.RawCursor,  # $1, $2: a % in a name or in the user's SQL stays a %
@@ -181,6 +258,28 @@ def privilege_problem(error: psycopg.Error, thing: str) -> MissingPrivilege:
         f"the role may not do this ({error.diag.message_primary or error})",
         "let the owner of the table run the migration, or grant what docs/production.md lists",
     )
+
+
+_CONFLICTS = (errors.DeadlockDetected, errors.SerializationFailure, errors.TransactionRollback)
+
+
+def fault(error: BaseException) -> Fault | None:
+    """Which kind of failure it is; None: no error of the driver, nor a server that cannot be reached."""
+    if lost(error):
+        return Fault.LOST
+    if not isinstance(error, psycopg.Error):
+        return None
+    if isinstance(error, errors.LockNotAvailable):
+        return Fault.LOCK_BUSY
+    if isinstance(error, errors.QueryCanceled):
+        return Fault.CANCELLED
+    if isinstance(error, _CONFLICTS):
+        return Fault.CONFLICT
+    if isinstance(error, errors.InsufficientPrivilege):
+        return Fault.PRIVILEGE
+    if isinstance(error, errors.ProgramLimitExceeded):
+        return Fault.TOO_LARGE
+    return Fault.OF_DATA if of_data(error) else Fault.OTHER
 
 
 # What an expression raises over a row's values: several rows from a subquery, data, constraints, a function's own

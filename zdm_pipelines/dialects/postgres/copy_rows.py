@@ -20,20 +20,36 @@ three hold a lock on the source row that excludes the others, so the one that co
 The trigger writes what the source row is when it runs, not what one event says it was: rows that exchange their keys,
 and triggers of the application that write the row again, end right in any order. Where one statement may exchange what
 is unique (the source's key or constraint is DEFERRABLE), the target's further unique constraints must be so, too.
+
+A source row that cannot be mapped, or whose copy a constraint of the target refuses, is no error of the application's
+write: the row is then one that was not copied, and a batch names its key and says why.
+
+One row of the source may give several rows of the target, one for each element of an array. A batch then takes only
+source rows that have no row in the target at all, and looks for such rows once more when it has the source row's lock.
+By its own snapshot alone it would add elements to a set that somebody has written since.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from zdm_pipelines.dialects.postgres import keys
-from zdm_pipelines.dialects.postgres.replace_column import BACKFILL_SETTING, TRIGGER_PREFIX, expression, same
-from zdm_pipelines.dialects.postgres.strides import ALL, Pick
+from zdm_pipelines.dialects.postgres.expressions import BACKFILL_SETTING, RAISE_ON, TRIGGER_PREFIX, expression, same
+from zdm_pipelines.model.capabilities import ALL, Pick, Until
 from zdm_pipelines.model.names import fitted, quote
-from zdm_pipelines.model.values import Catalog, Key
+from zdm_pipelines.model.values import Catalog, Column, Key, Statement
 
 EVENTS = ("insert", "update", "delete", "truncate")  # of the source, each with a trigger
+
+
+@dataclass(frozen=True, kw_only=True)
+class Elements:
+    """What makes several rows of the target out of one row of the source."""
+
+    rows: str  # FROM item over the source row
+    key: str  # SQL over both that tells the rows of one source row apart; the last column of the target's key
+    unmoved: str  # function over the source row's key that says whether the target has no row of it, looking afresh
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,9 +59,17 @@ class CopyRowsSql:
     name: str  # of the migration
     migration_id: int
     source: Catalog
-    target: Catalog  # its `key` names the columns that hold the source's key, in that order; types that `=` compares
+    # Its `key` names the columns that hold the source's key, in that order and with types that `=` compares, and with
+    # `elements` the column of their key behind them.
+    target: Catalog
     columns: Mapping[str, str]  # further columns of the target, each with its SQL over the source row
     reads: tuple[str, ...] = ()  # source columns that this SQL reads; empty: any, so every update is mirrored
+    when: str = "true"  # predicate over the source row: the others have no copy
+    elements: Elements | None = None  # none: one row gives one row
+    renamed: Mapping[str, str] = field(default_factory=dict)  # what columns of the source are called now, by their name
+    disagrees: str = ""  # predicate over the source row for `repair`; default: what the columns say
+    note: str = ""  # function that is told of each key: the key as text[], which shape was written, an SQLSTATE
+    wrote: str = "'old'"  # SQL over a trigger's OLD and NEW: which shape was written; NULL: none
 
     @property
     def alias(self) -> str:
@@ -72,7 +96,25 @@ class CopyRowsSql:
     def _mapped(self) -> list[str]:
         """What each written column gets, over the source row."""
         held = [f"{self.alias}.{quote(c.name)}" for c in self.source.key]
-        return [*held, *(expression(sql) for sql in self.columns.values())]
+        told_apart = [expression(self.elements.key)] if self.elements else []
+        return [*held, *told_apart, *(expression(sql) for sql in self.columns.values())]
+
+    @property
+    def _keys(self) -> list[tuple[Column, Column]]:
+        """The source's key columns, each with the target's that holds it."""
+        return list(zip(self.source.key, self.target.key, strict=self.elements is None))
+
+    @property
+    def _given(self) -> str:
+        """What is behind the source row in a FROM clause that gives a row for each row of the target."""
+        return f" CROSS JOIN LATERAL {self.elements.rows}" if self.elements else ""
+
+    def given_by(self, record: str) -> str:
+        """A FROM clause of the one source row that a record of a trigger holds, under its declared names."""
+        return f"(SELECT {record}.*{self._declared(record)}) AS {self.alias}"
+
+    def _declared(self, row: str) -> str:
+        return "".join(f", {row}.{quote(now)} AS {quote(name)}" for name, now in self.renamed.items())
 
     @property
     def _conflict(self) -> str:
@@ -89,13 +131,30 @@ class CopyRowsSql:
     # -- batches ------------------------------------------------------------------------------------------
 
     @property
-    def _rows(self) -> str:
-        return f"ONLY {self.source.table.sql} AS {self.alias}"
+    def rows(self) -> str:
+        """The source as a FROM item; renamed columns answer to their declared names, too."""
+        if not self.renamed:
+            return f"ONLY {self.source.table.sql} AS {self.alias}"
+        row = f"SELECT zdm_row.*{self._declared('zdm_row')} FROM ONLY {self.source.table.sql} AS zdm_row"
+        return f"({row}) AS {self.alias}"
+
+    @property
+    def at_source(self) -> str:
+        """Predicate: a source row is the one at the key in `zdm_at`."""
+        return " AND ".join(f"{self.alias}.{quote(s.name)} = zdm_at.zdm_{i}" for i, (s, _) in enumerate(self._keys, 1))
+
+    def at_target(self, alias: str) -> str:
+        """Predicate: a row of the target belongs to the key in `zdm_at`."""
+        return " AND ".join(f"{alias}.{quote(t.name)} = zdm_at.zdm_{i}" for i, (_, t) in enumerate(self._keys, 1))
 
     def _waits(self, *, repair: bool) -> str:
         """Predicate: a source row has no copy, or (repair) none that agrees."""
+        if repair and self.disagrees:
+            return self.disagrees
+        given = f"EXISTS (SELECT FROM {self.elements.rows})" if self.elements else "true"
+        wanted = " AND ".join(part for part in (expression(self.when), given) if part not in ("true", "(true)"))
         # The copy's columns are renamed: in here too, names mean the source's columns.
-        held = [f"{quote(c.name)} AS zdm_key_{i}" for i, c in enumerate(self.target.key, 1)]
+        held = [f"{quote(t.name)} AS zdm_key_{i}" for i, (_, t) in enumerate(self._keys, 1)]
         held += [f"{quote(c)} AS zdm_column_{i}" for i, c in enumerate(self.columns, 1)]
         agrees = [f"zdm_key_{i} = {self.alias}.{quote(c.name)}" for i, c in enumerate(self.source.key, 1)]
         if repair:
@@ -104,6 +163,7 @@ class CopyRowsSql:
                 for i, (c, sql) in enumerate(self.columns.items(), 1)
             ]
         return (
+            f"{wanted + ' AND ' if wanted else ''}"
             f"NOT EXISTS (SELECT FROM (SELECT {', '.join(held)} FROM ONLY {self.target.table.sql}) AS zdm_copy "
             f"WHERE {' AND '.join(agrees)})"
         )
@@ -117,20 +177,47 @@ class CopyRowsSql:
                 for c in self.columns
             )
             then = f"{self._taken_over} WHERE {differs}"
+        rows = f"{rows} AND {expression(self.when)}" if repair and self.disagrees else rows
+        source = f"SELECT {chosen}\n  FROM {self.rows}"
+        copied = f"SELECT {self._listed} FROM zdm_batch"
+        if self.elements:
+            # The rows of a function beside a row that is locked would stay those of its earlier version.
+            source = f"SELECT {self.alias}.*\n  FROM {self.rows}"
+            key = ", ".join(f"{self.alias}.{quote(c.name)}" for c in self.source.key)
+            copied = (
+                f"SELECT {', '.join(self._mapped)} FROM zdm_batch AS {self.alias}{self._given}\n"
+                f"WHERE {self.elements.unmoved}({key})"
+            )
         return f"""\
 WITH zdm_batch AS MATERIALIZED (
-  SELECT {chosen}
-  FROM {self._rows}
+  {source}
   WHERE {rows}
   {locking}
 )
 INSERT INTO {self.target.table.sql} AS zdm_target ({self._listed}) OVERRIDING SYSTEM VALUE
-SELECT {self._listed} FROM zdm_batch
+{copied}
 {self._conflict} {then}"""
 
-    def move(
-        self, lower: Key | None, upper: Key | None, *, repair: bool = False, pick: Pick = ALL
-    ) -> tuple[str, list[list[str]]]:
+    @property
+    def over(self) -> Catalog:
+        return self.source
+
+    @property
+    def destroys(self) -> bool:
+        return False
+
+    @property
+    def until(self) -> Until:
+        return Until.NONE_WAITS
+
+    @property
+    def written(self) -> None:
+        """Nothing: rows of the source are only read."""
+
+    def back(self) -> None:
+        """Nothing: the target is dropped with what it holds."""
+
+    def batch(self, lower: Key | None, upper: Key | None, *, repair: bool = False, pick: Pick = ALL) -> list[Statement]:
         """One batch. Rows that the application is changing are passed over.
 
         Args:
@@ -142,44 +229,38 @@ SELECT {self._listed} FROM zdm_batch
         wanted = self._waits(repair=repair)
         rows = f"{interval} AND {wanted if pick.among is None else pick.among(wanted)}"
         limited = "" if pick.limit is None else f"LIMIT {pick.limit} "
-        return self._copy(rows, repair=repair, locking=f"{limited}FOR SHARE OF {self.alias} SKIP LOCKED"), params
+        locking = f"{limited}FOR SHARE OF {self.alias} SKIP LOCKED"
+        return [Statement(self._copy(rows, repair=repair, locking=locking), params)]
 
-    def move_one(self, key: Key, *, repair: bool = False) -> tuple[str, list[list[str]]]:
+    def one(self, key: Key, *, repair: bool = False) -> list[Statement]:
         """Copy the one row at a key, if it still waits when its lock is had."""
         row = f"{keys.row(self.source.key)} = {keys.bound(self.source.key, 1)} AND {self._waits(repair=repair)}"
-        return self._copy(row, repair=repair, locking=f"FOR SHARE OF {self.alias}"), [list(key)]
+        return [Statement(self._copy(row, repair=repair, locking=f"FOR SHARE OF {self.alias}"), [list(key)])]
 
-    def count_unmoved(
-        self, lower: Key | None, upper: Key | None, *, repair: bool = False
-    ) -> tuple[str, list[list[str]]]:
+    def waiting(self, lower: Key | None, upper: Key | None, *, repair: bool = False) -> Statement:
         """How many rows of an interval wait to be copied."""
         interval, params = keys.between(self.source.key, lower, upper)
-        return f"SELECT count(*) FROM {self._rows} WHERE {interval} AND {self._waits(repair=repair)}", params
+        return Statement(f"SELECT count(*) FROM {self.rows} WHERE {interval} AND {self._waits(repair=repair)}", params)
 
-    def unmoved_keys(
-        self, lower: Key | None, upper: Key | None, *, limit: int, repair: bool = False
-    ) -> tuple[str, list[list[str]]]:
+    def waiting_keys(self, lower: Key | None, upper: Key | None, *, limit: int, repair: bool = False) -> Statement:
         """The first keys of an interval that wait to be copied."""
         interval, params = keys.between(self.source.key, lower, upper)
-        return (
-            f"SELECT {keys.as_text(self.source.key)} FROM {self._rows} "
-            f"WHERE {interval} AND {self._waits(repair=repair)} ORDER BY {keys.columns(self.source.key)} LIMIT {limit}",
+        return Statement(
+            f"SELECT {keys.as_text(self.source.key)} FROM {self.rows} WHERE {interval} "
+            f"AND {self._waits(repair=repair)} ORDER BY {keys.columns(self.source.key)} LIMIT {limit}",
             params,
         )
 
     # -- rows that are too many ---------------------------------------------------------------------------
 
-    def remove_extra(self, lower: Key | None, upper: Key | None) -> tuple[str, list[list[str]]]:
+    def remove_extra(self, lower: Key | None, upper: Key | None) -> Statement:
         """Delete the rows of the target without a source row; for targets that hold nothing but this copy.
 
         A source row inserted meanwhile is not in the statement's snapshot, but its trigger has written the target's row
         anew: only versions that the snapshot shows are deleted. The bounds are of the target's key.
         """
-        interval, params = keys.between(self.target.key, lower, upper)
-        matched = " AND ".join(
-            f"zdm_source.{quote(s.name)} = zdm_target.{quote(t.name)}"
-            for s, t in zip(self.source.key, self.target.key, strict=True)
-        )
+        interval, params = keys.between(self.target.key[: len(self.source.key)], lower, upper)
+        matched = " AND ".join(f"zdm_source.{quote(s.name)} = zdm_target.{quote(t.name)}" for s, t in self._keys)
         target = f"ONLY {self.target.table.sql} AS zdm_target"
         # xmin too: servers before the minor releases of November 2025 do not look at a ctid again once they waited.
         sql = f"""\
@@ -191,87 +272,132 @@ WITH zdm_seen AS MATERIALIZED (
   FOR UPDATE OF zdm_target SKIP LOCKED
 )
 DELETE FROM {target} USING zdm_batch WHERE zdm_target.ctid = zdm_batch.zdm_ctid"""
-        return sql, params
+        return Statement(sql, params)
 
     # -- sync ---------------------------------------------------------------------------------------------
 
     @property
-    def _guard(self) -> str:
+    def guard(self) -> str:
         """Setting that is on while a sync of this migration writes: what it writes is not mirrored back."""
         return f"zdm.syncing_{self.migration_id}"
 
-    def create_function(self) -> str:
-        """The sync function: makes the target's row what the source's row is, at each key that an event names."""
+    @property
+    def settings(self) -> str:
+        """Settings under which functions of the sync run, whoever writes."""
         settings = [f"search_path = {self.source.search_path}, pg_temp"]
         if not self.source.immutable:
-            settings += ["timezone FROM CURRENT", "datestyle FROM CURRENT", "intervalstyle FROM CURRENT"]
-        target = self.target.table.sql
-        key = list(enumerate(zip(self.source.key, self.target.key, strict=True), 1))
-        before, after = (", ".join(f"{row}.{quote(s.name)} AS zdm_{i}" for i, (s, _) in key) for row in ("OLD", "NEW"))
-        old, new = (f"ROW({', '.join(f'{row}.{quote(s.name)}' for _, (s, _) in key)})" for row in ("OLD", "NEW"))
-        moved = f"pg_catalog.record_image_ne({old}, {new})"
-        at_source = " AND ".join(f"{self.alias}.{quote(s.name)} = zdm_at.zdm_{i}" for i, (s, _) in key)
-        at_target = " AND ".join(f"zdm_target.{quote(t.name)} = zdm_at.zdm_{i}" for i, (_, t) in key)
-        into = ", ".join(f"zdm_given.{quote(c)}" for c in self._written)
-        insert = f"INSERT INTO {target} AS zdm_target ({self._listed}) OVERRIDING SYSTEM VALUE"
-        delete = f"DELETE FROM ONLY {target} AS zdm_target WHERE {at_target}"
-        mapped = ", ".join(self._mapped)
-        probe = ", ".join((*(f"zdm_at.zdm_{i}" for i, _ in key), *self._mapped[len(key) :]))
+            settings.append("timezone FROM CURRENT")
+        if self.note or not self.source.immutable:
+            # Keys are noted as text: in our form, not in that of the client's session.
+            settings += ["datestyle FROM CURRENT", "intervalstyle FROM CURRENT", "extra_float_digits FROM CURRENT"]
+        return " ".join(f"SET {s}" for s in settings)
+
+    def noted(self, wrote: str) -> str:
+        """The statement that tells of the key in `zdm_at`."""
+        if not self.note:
+            return ""
+        key = ", ".join(f"zdm_at.zdm_{i}::text" for i in range(1, len(self.source.key) + 1))
+        return f"\n      PERFORM {self.note}(ARRAY[{key}], {wrote}, zdm_failed);"
+
+    @property
+    def insert_given(self) -> str:
+        """INSERT of every row that the source row at `zdm_at` gives, without what is done on conflict."""
+        return (
+            f"{self._insert} SELECT {', '.join(self._mapped)}\n          FROM {self.rows}{self._given} "
+            f"WHERE {self.at_source} AND {expression(self.when)}\n          {self._conflict}"
+        )
+
+    @property
+    def _insert(self) -> str:
+        return f"INSERT INTO {self.target.table.sql} AS zdm_target ({self._listed}) OVERRIDING SYSTEM VALUE"
+
+    def _met(self) -> str:
+        """The block that meets rows which were copied since a transaction's snapshot."""
+        return f"""\
+    IF TG_OP <> 'INSERT' AND current_setting('transaction_isolation') NOT LIKE 'read %' THEN
+      -- A row copied since the transaction began is not seen, but its key is met: a serialization failure.
+      BEGIN
+        {self._insert} SELECT {", ".join(self._mapped)}
+        FROM {self.given_by("OLD")}{self._given} WHERE {expression(self.when)} {self._conflict} NOTHING;
+      EXCEPTION WHEN data_exception OR integrity_constraint_violation OR raise_exception THEN
+        NULL;  -- what cannot be copied was not
+      END;
+    END IF;"""
+
+    def write_at(self) -> str:
+        """The block that makes the target's rows at the key in `zdm_at` what the source row gives.
+
+        It uses the variables `zdm_kept boolean` and `zdm_failed text`.
+        """
+        delete = f"DELETE FROM ONLY {self.target.table.sql} AS zdm_target WHERE {self.at_target('zdm_target')}"
+        too_many = ""
+        if self.elements:
+            last = f"zdm_target.{quote(self.target.key[-1].name)}"
+            too_many = f"""
+        {delete}
+          AND NOT EXISTS (SELECT FROM {self.rows}{self._given} WHERE {self.at_source} AND {expression(self.when)}
+                          AND {expression(self.elements.key)} = {last});"""
+        return f"""\
+      zdm_failed := NULL;
+      BEGIN{too_many}
+        {self.insert_given} {self._taken_over};
+        zdm_kept := FOUND;
+      EXCEPTION WHEN others THEN
+        {RAISE_ON}
+        -- The application's write goes through. Its row is then one that was not copied: batches say why it cannot be.
+        zdm_kept := false;
+        zdm_failed := SQLSTATE;
+      END;
+      IF NOT zdm_kept THEN
+        {delete};
+      END IF;"""
+
+    def create_function(self) -> str:
+        """The sync function: makes the target's rows what the source's row gives, at each key that an event names."""
+        before, after = (
+            ", ".join(f"{row}.{quote(s.name)} AS zdm_{i}" for i, (s, _) in enumerate(self._keys, 1))
+            for row in ("OLD", "NEW")
+        )
+        old, new = (f"ROW({', '.join(f'{row}.{quote(s.name)}' for s, _ in self._keys)})" for row in ("OLD", "NEW"))
         return f"""\
 CREATE OR REPLACE FUNCTION {self.function}() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER
-  {" ".join(f"SET {s}" for s in settings)} AS $zdm_sync$
+  {self.settings} AS $zdm_sync$
 #variable_conflict use_column
 DECLARE
   zdm_at record;
-  zdm_given {target}%ROWTYPE;
   zdm_kept boolean;
+  zdm_failed text;
 BEGIN
-  PERFORM set_config('{self._guard}', 'on', true);
+  PERFORM set_config('{self.guard}', 'on', true);
   IF TG_OP = 'TRUNCATE' THEN
-    TRUNCATE ONLY {target};
+    TRUNCATE ONLY {self.target.table.sql};
   ELSE
+{self._met()}
     -- The old key first: what was unique in the row that left it is free then for the row that comes.
     FOR zdm_at IN
       SELECT {before} WHERE TG_OP <> 'INSERT' UNION ALL
-      SELECT {after} WHERE TG_OP = 'INSERT' OR TG_OP = 'UPDATE' AND {moved}
+      SELECT {after} WHERE TG_OP = 'INSERT' OR TG_OP = 'UPDATE' AND pg_catalog.record_image_ne({old}, {new})
     LOOP
-      BEGIN
-        SELECT {mapped} INTO {into} FROM ONLY {self.source.table.sql} AS {self.alias} WHERE {at_source};
-        zdm_kept := FOUND;
-      EXCEPTION WHEN others THEN
-        -- The application's write goes through. Its row is then one that was not copied: batches say why it cannot be.
-        zdm_kept := false;
-      END;
-      IF zdm_kept THEN
-        {insert} VALUES ({into})
-        {self._conflict} {self._taken_over};
-      ELSE
-        {delete};
-        IF NOT FOUND AND current_setting('transaction_isolation') NOT LIKE 'read %' THEN
-          -- A row copied since the transaction began is not seen, but its key is met: a serialization failure.
-          BEGIN
-            {insert} SELECT {probe} FROM (SELECT OLD.*) AS {self.alias} {self._conflict} NOTHING;
-            {delete};
-          EXCEPTION WHEN data_exception OR integrity_constraint_violation OR raise_exception THEN
-            NULL;  -- what cannot be copied was not
-          END;
-        END IF;
-      END IF;
+{self.write_at()}{self.noted(self.wrote)}
     END LOOP;
   END IF;
-  PERFORM set_config('{self._guard}', '', true);
+  PERFORM set_config('{self.guard}', '', true);
   RETURN NULL;
 END $zdm_sync$"""
 
+    @property
+    def unguarded(self) -> str:
+        """Predicate of a trigger: neither a batch nor the sync itself is what writes."""
+        return " AND ".join(f"coalesce(current_setting('{s}', true), '') = ''" for s in (BACKFILL_SETTING, self.guard))
+
     def create_trigger(self, event: str) -> str:
         """The trigger for one of EVENTS; batches, the sync itself and unrelated updates never enter the function."""
-        condition = " AND ".join(
-            f"coalesce(current_setting('{s}', true), '') = ''" for s in (BACKFILL_SETTING, self._guard)
-        )
+        condition = self.unguarded
         if event == "update":
             watched = tuple(dict.fromkeys((*(c.name for c in self.source.key), *self.reads))) if self.reads else ()
             old, new = (
-                f"ROW({', '.join(f'{row}.{quote(c)}' for c in watched) or f'{row}.*'})" for row in ("OLD", "NEW")
+                f"ROW({', '.join(f'{row}.{quote(self.renamed.get(c, c))}' for c in watched) or f'{row}.*'})"
+                for row in ("OLD", "NEW")
             )
             condition = f"pg_catalog.record_image_ne({old}, {new}) AND {condition}"
         each = "STATEMENT" if event == "truncate" else "ROW"

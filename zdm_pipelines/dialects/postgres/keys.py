@@ -31,12 +31,16 @@ def row(key: Sequence[Column]) -> str:
 
 
 def between(
-    key: Sequence[Column], lower: Key | None, upper: Key | None, *, first: int = 1
+    key: Sequence[Column], lower: Key | None, upper: Key | None, *, last: Key | None = None, first: int = 1
 ) -> tuple[str, list[list[str]]]:
-    """`lower <= key < upper` as SQL and its parameters, numbered from `first`; an open side is left out."""
+    """`lower <= key < upper` as SQL and its parameters, numbered from `first`; an open side is left out.
+
+    Args:
+        last: `key <= last` besides.
+    """
     parts: list[str] = []
     params: list[list[str]] = []
-    for value, operator in ((lower, ">="), (upper, "<")):
+    for value, operator in ((lower, ">="), (upper, "<"), (last, "<=")):
         if value is not None:
             number = first + len(params)
             parts.append(f"{row(key)} {operator} {bound(key, number)}")

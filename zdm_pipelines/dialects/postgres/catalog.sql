@@ -1,0 +1,84 @@
+-- is_replica: Whether the server only replays another's WAL.
+SELECT pg_is_in_recovery();
+
+-- oid: The oid of a relation, by its quoted name ($1); null when there is none.
+SELECT to_regclass($1)::oid;
+
+-- about_server: Version, replica or not, read-only or not, our role and what the role may see, and replicas.
+SELECT current_setting('server_version'), pg_is_in_recovery(), current_setting('transaction_read_only')::bool,
+       session_user, (SELECT rolsuper FROM pg_roles WHERE rolname = session_user),
+       pg_has_role('pg_monitor', 'USAGE'), current_setting('wal_level'),
+       (SELECT count(*) FROM pg_stat_replication);
+
+-- long_transactions: Sessions with a transaction that is open for over $1 seconds, the oldest first.
+SELECT pid, coalesce(nullif(application_name, ''), 'unnamed application'), usename,
+       extract(epoch FROM clock_timestamp() - xact_start)::int
+FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()
+  AND xact_start < clock_timestamp() - make_interval(secs => $1) ORDER BY xact_start LIMIT 5;
+
+-- relation: A relation by schema and name: kind, rows, size, whether it is a partition or inherits, its owner.
+SELECT c.oid, c.relkind, greatest(c.reltuples, 0)::bigint, pg_relation_size(c.oid), c.relispartition,
+       EXISTS (SELECT 1 FROM pg_inherits i WHERE i.inhparent = c.oid OR i.inhrelid = c.oid),
+       pg_has_role(c.relowner, 'USAGE'), pg_get_userbyid(c.relowner)
+FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+WHERE n.nspname = $1 AND c.relname = $2;
+
+-- columns: The columns of a table, in their order.
+SELECT a.attname, format_type(a.atttypid, a.atttypmod), a.attnotnull, pg_get_expr(d.adbin, d.adrelid),
+       a.attgenerated <> '', a.attidentity <> '', a.attnum
+FROM pg_attribute a LEFT JOIN pg_attrdef d ON d.adrelid = a.attrelid AND d.adnum = a.attnum
+WHERE a.attrelid = $1 AND a.attnum > 0 AND NOT a.attisdropped ORDER BY a.attnum;
+
+-- key: The columns of a primary key, in the order of its index.
+SELECT a.attname FROM pg_index i CROSS JOIN LATERAL unnest(i.indkey) WITH ORDINALITY AS k(attnum, position)
+JOIN pg_attribute a ON a.attrelid = i.indrelid AND a.attnum = k.attnum
+WHERE i.indrelid = $1 AND i.indisprimary AND k.position <= i.indnkeyatts ORDER BY k.position;
+
+-- tables: The tables of a database, to find a name that is close.
+SELECT n.nspname, c.relname FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+WHERE c.relkind IN ('r', 'p') AND n.nspname NOT LIKE 'pg\_%' AND n.nspname <> 'information_schema' LIMIT 5000;
+
+-- dependents: Objects that read a column, and would stop its drop or keep reading it under its tombstone name.
+SELECT DISTINCT pg_describe_object(d.classid, d.objid, d.objsubid)
+FROM pg_depend d WHERE d.refclassid = 'pg_class'::regclass AND d.refobjid = $1 AND d.refobjsubid = $2
+  AND d.deptype IN ('n', 'a')
+  AND NOT (d.classid = 'pg_class'::regclass AND EXISTS (
+             SELECT 1 FROM pg_index i WHERE i.indexrelid = d.objid AND i.indrelid = $1))
+  AND NOT (d.classid = 'pg_class'::regclass AND EXISTS (
+             SELECT 1 FROM pg_class s WHERE s.oid = d.objid AND s.relkind = 'S'))
+  AND NOT (d.classid = 'pg_attrdef'::regclass AND EXISTS (
+             SELECT 1 FROM pg_attrdef f WHERE f.oid = d.objid AND f.adrelid = $1 AND f.adnum = $2))
+  AND NOT (d.classid = 'pg_constraint'::regclass AND EXISTS (
+             SELECT 1 FROM pg_constraint k WHERE k.oid = d.objid AND k.conrelid = $1))
+  AND NOT (d.classid = 'pg_trigger'::regclass AND EXISTS (
+             SELECT 1 FROM pg_trigger t WHERE t.oid = d.objid AND t.tgname LIKE 'zzz\_zdm\_%'))
+ORDER BY 1;
+
+-- row_triggers: The application's row triggers: name, fires before, fires on update.
+SELECT tgname, (tgtype & 2) <> 0 AS before, (tgtype & 16) <> 0 AS on_update FROM pg_trigger
+WHERE tgrelid = $1 AND NOT tgisinternal AND (tgtype & 1) <> 0 AND tgenabled <> 'D'
+  AND tgname NOT LIKE 'zzz\_zdm\_%' ORDER BY tgname;
+
+-- column_number: The number of a column as it is called now.
+SELECT attnum FROM pg_attribute WHERE attrelid = $1 AND attname = $2 AND NOT attisdropped;
+
+-- volatile: Which names are those of a function that may give another value each time.
+SELECT DISTINCT proname FROM pg_proc WHERE provolatile = 'v' AND proname = ANY ($1) ORDER BY 1;
+
+-- has_ledger: Whether the ledger's schema is there.
+SELECT to_regnamespace('zdm') IS NOT NULL;
+
+-- may_create_schemas: Whether our role may create schemas in this database.
+SELECT has_database_privilege(current_database(), 'CREATE');
+
+-- may_write_ledger: Whether our role may create objects in the ledger's schema.
+SELECT has_schema_privilege('zdm', 'CREATE');
+
+-- may_create_temporary: Whether our role may create temporary objects.
+SELECT has_database_privilege(current_database(), 'TEMPORARY');
+
+-- may_create_in: Whether our role may create objects in a schema; none: there is no such schema.
+SELECT has_schema_privilege(oid, 'CREATE') FROM pg_namespace WHERE nspname = $1;
+
+-- search_path: Where this session looks for names.
+SELECT current_setting('search_path');

@@ -1,0 +1,73 @@
+-- named: What a name stands for in a schema; of an index also its table, whether it is valid and unique, its definition.
+SELECT c.oid::bigint, c.relkind, i.indrelid::bigint, i.indisvalid, i.indisunique, pg_get_indexdef(i.indexrelid)
+FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace LEFT JOIN pg_index i ON i.indexrelid = c.oid
+WHERE n.nspname = $1 AND c.relname = $2;
+
+-- alike: Valid indexes of a table ($1) with a definition ($3, from USING on), unique or not ($2).
+SELECT c.relname FROM pg_index i JOIN pg_class c ON c.oid = i.indexrelid
+WHERE i.indrelid = $1 AND i.indisvalid AND i.indisunique = $2
+  AND right(pg_get_indexdef(i.indexrelid), length($3::text)) = $3 ORDER BY 1;
+
+-- tried: What the server made of the index that was tried on the copy.
+SELECT pg_get_indexdef(i.indexrelid), pg_get_expr(i.indpred, i.indrelid),
+       ARRAY(SELECT pg_get_indexdef(i.indexrelid, k, false) FROM generate_series(1, i.indnkeyatts) AS k ORDER BY k),
+       coalesce((to_jsonb(i) ->> 'indnullsnotdistinct')::boolean, false)
+FROM pg_index i WHERE i.indexrelid = 'pg_temp.zdm_index'::regclass;
+
+-- partition_key: By what a table is partitioned, null when it is not.
+SELECT pg_get_partkeydef($1);
+
+-- partitions: Every partition below a table, and below its partitions.
+SELECT n.nspname, c.relname, c.oid::bigint, t.parentrelid::oid::bigint, c.relkind
+FROM pg_partition_tree($1::oid::regclass) t JOIN pg_class c ON c.oid = t.relid
+JOIN pg_namespace n ON n.oid = c.relnamespace WHERE t.level > 0 ORDER BY t.level, c.oid;
+
+-- standing: An index ($1: schema, $2: name) that is there, with its definition, tablespace and what hangs on it.
+SELECT i.indexrelid::bigint, i.indrelid::bigint, i.indisunique,
+       substr(pg_get_indexdef(i.indexrelid), length(format('CREATE %sINDEX %I ON %s%I.%I USING ',
+         CASE WHEN i.indisunique THEN 'UNIQUE ' ELSE '' END, c.relname,
+         CASE WHEN c.relkind = 'I' THEN 'ONLY ' ELSE '' END, n.nspname, t.relname)) + 1),
+       coalesce(' WHERE ' || pg_get_expr(i.indpred, i.indrelid), ''), coalesce(quote_ident(s.spcname), ''), c.relkind,
+       ARRAY(
+         SELECT format('COMMENT ON INDEX %I.%I IS %L', n.nspname, c.relname, obj_description(c.oid, 'pg_class'))
+         WHERE obj_description(c.oid, 'pg_class') IS NOT NULL
+         UNION ALL SELECT format('ALTER TABLE %I.%I CLUSTER ON %I', n.nspname, t.relname, c.relname)
+         WHERE i.indisclustered
+         UNION ALL SELECT format('ALTER INDEX %I.%I ALTER COLUMN %s SET STATISTICS %s', n.nspname, c.relname, a.attnum,
+                                 a.attstattarget)
+         FROM pg_attribute a WHERE a.attrelid = c.oid AND a.attstattarget >= 0)
+FROM pg_index i JOIN pg_class c ON c.oid = i.indexrelid JOIN pg_namespace n ON n.oid = c.relnamespace
+JOIN pg_class t ON t.oid = i.indrelid LEFT JOIN pg_tablespace s ON s.oid = c.reltablespace
+WHERE n.nspname = $1 AND c.relname = $2;
+
+-- holders: What an index cannot be dropped for: constraints that it backs, objects that depend on it.
+SELECT CASE WHEN k.conindid = $1::oid AND k.contype IN ('p', 'u', 'x')
+            THEN 'backs constraint ' || quote_ident(k.conname)
+            ELSE 'is what foreign key ' || quote_ident(k.conname) || ' of ' || k.conrelid::regclass || ' refers to' END
+FROM pg_constraint k WHERE k.conindid = $1::oid AND (k.contype IN ('p', 'u', 'x') OR k.contype = 'f')
+UNION ALL SELECT 'is the replica identity of its table' FROM pg_index WHERE indexrelid = $1::oid AND indisreplident
+UNION ALL SELECT 'belongs to index ' || h.inhparent::regclass || ' of the partitioned table'
+FROM pg_inherits h WHERE h.inhrelid = $1::oid
+UNION ALL SELECT pg_describe_object(d.classid, d.objid, d.objsubid) || ' depends on it'
+FROM pg_depend d WHERE d.refclassid = 'pg_class'::regclass AND d.refobjid = $1::oid AND d.deptype = 'n'
+  AND d.classid <> 'pg_constraint'::regclass ORDER BY 1;
+
+-- use: How often an index was scanned, when last (where the server tells), since when that is counted, and the time now.
+SELECT s.idx_scan, (to_jsonb(s) ->> 'last_idx_scan')::timestamptz, d.stats_reset, clock_timestamp(),
+       current_setting('track_counts')::boolean
+FROM pg_stat_user_indexes s CROSS JOIN pg_stat_database d WHERE s.indexrelid = $1 AND d.datname = current_database();
+
+-- served: Foreign keys of a table that only this index of the table serves.
+WITH serving AS (
+  SELECT i.indexrelid, k.oid FROM pg_index i JOIN pg_constraint k ON k.conrelid = i.indrelid AND k.contype = 'f'
+  WHERE i.indisvalid AND i.indpred IS NULL AND i.indrelid = (SELECT indrelid FROM pg_index WHERE indexrelid = $1)
+    AND (i.indkey::int2[])[0:cardinality(k.conkey) - 1] @> k.conkey)
+SELECT k.conname, k.confrelid::regclass::text FROM pg_constraint k
+WHERE k.oid IN (SELECT oid FROM serving WHERE indexrelid = $1)
+  AND k.oid NOT IN (SELECT oid FROM serving WHERE indexrelid <> $1) ORDER BY 1;
+
+-- has_replicas: Whether anybody streams from this server, whose scans are not counted here.
+SELECT EXISTS (SELECT FROM pg_stat_replication);
+
+-- is_foreign: Whether a relation is a foreign table.
+SELECT relkind = 'f' FROM pg_class WHERE oid = $1;

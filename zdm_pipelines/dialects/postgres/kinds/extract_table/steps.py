@@ -1,0 +1,294 @@
+"""Steps: the statements of each phase that extracts a table."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from zdm_pipelines.dialects.postgres import builds
+from zdm_pipelines.dialects.postgres import catalog as catalogs
+from zdm_pipelines.dialects.postgres.builds import HARMLESS, SHORT, text
+from zdm_pipelines.dialects.postgres.connection import Connection
+from zdm_pipelines.dialects.postgres.copy_rows import EVENTS
+from zdm_pipelines.dialects.postgres.expressions import expression
+from zdm_pipelines.dialects.postgres.kinds.extract_table.sql import ExtractSql
+from zdm_pipelines.dialects.postgres.kinds.extract_table.sync import ExtractSync
+from zdm_pipelines.model.capabilities import Notes
+from zdm_pipelines.model.names import TableName, fitted, quote
+from zdm_pipelines.model.values import Step
+
+_TRIGGER = "SHARE ROW EXCLUSIVE, for milliseconds"
+_UNKNOWN = "none on a table that anybody knows"
+
+
+@dataclass(frozen=True)
+class ExtractSteps:
+    """Steps, sync and retirement over one extracted table, bound to how it stands now."""
+
+    sql: ExtractSql
+    created: int = 0  # oid of the new table, 0 until expand has made it
+
+    @property
+    def _sync(self) -> ExtractSync:
+        return ExtractSync(self.sql)
+
+    @property
+    def _behind(self) -> ExtractSql:
+        """The same with the old columns out of sight."""
+        return replace(self.sql, tombstoned=True)
+
+    # -- expand -------------------------------------------------------------------------------------------
+
+    def expand(self) -> list[Step]:
+        """The new table, and both directions of the sync."""
+        return [self._create(), *self._unique(), *self._grants(), *self._functions(), *self._check(), *self._triggers()]
+
+    def _create(self) -> Step:
+        sql = self.sql
+        collated = {
+            held.name: self.sql.facts.collations.get(own.name)
+            for own, held in zip(sql.catalog.key, sql.key, strict=True)
+        }
+        lines = [
+            f"  {quote(c.name)} {c.type}" + (f" COLLATE {found}" if (found := collated.get(c.name)) else "")
+            for c in sql.target.columns
+        ]
+        lines.append(f"  PRIMARY KEY ({', '.join(quote(c.name) for c in sql.target.key)})")
+        return Step(
+            name=f"create table {sql.table}",
+            sql=f"CREATE TABLE {sql.table} (\n" + ",\n".join(lines) + "\n)",
+            reason="with what must stand before its first row; NOT NULL, foreign key and indexes wait for the rows",
+            lock="none",
+            undo=f"DROP TABLE IF EXISTS {sql.table}",
+        )
+
+    def _unique(self) -> list[Step]:
+        return [
+            Step(
+                name=f"create unique index {quote(index.name)}",
+                sql=f"CREATE UNIQUE INDEX {quote(index.name)} ON {self.sql.table} "
+                f"USING {index.using} {index.definition}",
+                reason="a duplicate is met by the write that makes it",
+                lock=_UNKNOWN,
+            )
+            for index in self.sql.change.new.indexes
+            if index.unique
+        ]
+
+    def _grants(self) -> list[Step]:
+        if self.sql.change.grants is None:
+            return []
+        return [
+            Step(name="grant what is granted on the source", sql=grant, reason="grants: copy", lock=_UNKNOWN)
+            for grant in self.sql.facts.grants
+        ]
+
+    def _functions(self) -> list[Step]:
+        steps = []
+        for name, body in self._sync.functions.items():
+            steps.append(
+                Step(
+                    name=f"create function {name}",
+                    sql=body,
+                    reason="part of the sync: either shape shows what the other was given",
+                    lock="none",
+                    undo=f"DROP FUNCTION IF EXISTS {name}",
+                )
+            )
+            if not name.startswith(f"{self.sql.named('first')}("):  # that one runs with the rights of who writes
+                steps.append(
+                    Step(
+                        name=f"let nobody else use {name}",
+                        sql=f"REVOKE ALL ON FUNCTION {name} FROM PUBLIC",
+                        reason="it runs with its owner's rights; firing a trigger needs no right to it",
+                        lock="none",
+                    )
+                )
+        return steps
+
+    def _check(self) -> list[Step]:
+        return [
+            Step(
+                name="lock source rows before rows of the new table",
+                sql=self._sync.create_check(),
+                reason="both directions lock in one order, so that they do not deadlock",
+                lock=_UNKNOWN,
+                undo=f"ALTER TABLE IF EXISTS {self.sql.table} DROP CONSTRAINT IF EXISTS {quote(self._sync.check)}",
+            )
+        ]
+
+    def _triggers(self) -> list[Step]:
+        copy = self.sql.copy
+        made = [(self.sql.table, name, create) for name, create in self._sync.triggers.items()]
+        made += [(self.sql.source, copy.trigger(event), copy.create_trigger(event)) for event in EVENTS]
+        steps = []
+        for table, name, create in made:
+            steps.append(
+                Step(
+                    name=f"create trigger {quote(name)}",
+                    sql=create,
+                    reason="in the same transaction as the table: there is no moment in which they are not in sync",
+                    lock=_TRIGGER if table == self.sql.source else _UNKNOWN,
+                    undo=f"DROP TRIGGER IF EXISTS {quote(name)} ON {table}",
+                )
+            )
+            steps.append(
+                Step(
+                    name=f"let {quote(name)} fire in every session",
+                    sql=f"ALTER TABLE {table} ENABLE ALWAYS TRIGGER {quote(name)}",
+                    reason="sessions in replica role, such as logical replication, are mirrored too",
+                    lock=_TRIGGER if table == self.sql.source else _UNKNOWN,
+                )
+            )
+        return steps
+
+    # -- validate -----------------------------------------------------------------------------------------
+
+    @property
+    def _table(self) -> TableName:
+        return self.sql.change.new.table_name
+
+    def nulls(self) -> str:
+        """A query that counts rows with NULL where there may be none in the end; empty: NULL may be anywhere."""
+        required = [name for name, c in self.sql.change.new.columns.items() if not c.nullable]
+        if not required:
+            return ""
+        done = " AND ".join(f"({builds.is_not_null(self._table, name)})" for name in required)
+        is_null = " OR ".join(f"{quote(name)} IS NULL" for name in required)
+        return f"SELECT CASE WHEN {done} THEN 0 ELSE (SELECT count(*) FROM {self.sql.table} WHERE {is_null}) END"
+
+    def enforce(self) -> list[Step]:
+        """What waited for the rows."""
+        new, table = self.sql.change.new, self._table
+        steps: list[Step] = []
+        for index in new.indexes:
+            if not index.unique:
+                late = "put off until the rows were there"
+                steps += builds.index(table, index.name, f"{index.using} {index.definition}", reason=late)
+        if new.foreign_key:
+            definition = (
+                f"FOREIGN KEY ({', '.join(quote(c.name) for c in self.sql.key)}) REFERENCES {self.sql.source} "
+                f"({', '.join(quote(c.name) for c in self.sql.catalog.key)}) ON UPDATE CASCADE ON DELETE CASCADE"
+            )
+            reason = "each row belongs to a source row, and goes with it"
+            steps += builds.constraint(table, self.foreign_key, definition, reason=reason)
+        for name, column in new.columns.items():
+            if not column.nullable and name not in {c.name for c in self.sql.target.key}:
+                steps += builds.not_null(table, name)
+        steps.append(
+            Step(
+                name=f"gather statistics of {self.sql.table}",
+                sql=f"ANALYZE {self.sql.table}",
+                reason="so that the first query on the new table is planned as well as later ones",
+                lock=HARMLESS,
+                done_when=f"SELECT reltuples >= 0 FROM pg_class WHERE oid = {text(self.sql.table)}::regclass",
+                in_transaction=False,
+            )
+        )
+        return steps
+
+    @property
+    def foreign_key(self) -> str:
+        """Name of the foreign key to the source."""
+        return fitted(f"{self._table.name}_{'_'.join(c.name for c in self.sql.key)}_fkey")
+
+    # -- contract -----------------------------------------------------------------------------------------
+
+    def tombstone(self) -> list[Step]:
+        """The old columns out of sight, and what mirrors them pointed at their new names."""
+        before, behind = replace(self.sql, tombstoned=False), self._behind
+        steps = [
+            Step(
+                name=f"rename {quote(old)} to {quote(tomb)}",
+                sql=f"ALTER TABLE {before.source} RENAME COLUMN {quote(old)} TO {quote(tomb)}",
+                reason="whoever still uses it is found now, while it can come back",
+                lock=SHORT,
+                undo=f"ALTER TABLE {before.source} RENAME COLUMN {quote(tomb)} TO {quote(old)}",
+            )
+            for old, tomb in before.tombstones.items()
+        ]
+        earlier = ExtractSync(before).renaming
+        steps += [
+            Step(
+                name=f"point {name} at the tombstone",
+                sql=body,
+                reason="it is kept up to date, so that it can come back",
+                lock="none",
+                undo=earlier[name],
+            )
+            for name, body in ExtractSync(behind).renaming.items()
+        ]
+        steps += [
+            Step(
+                name=f"set the default of {quote(name)}",
+                sql=f"ALTER TABLE {before.table} ALTER COLUMN {quote(name)} SET DEFAULT {expression(column.default)}",
+                reason="only now: before, it would hide what an insert left out",
+                lock=SHORT,
+                undo=f"ALTER TABLE {before.table} ALTER COLUMN {quote(name)} DROP DEFAULT",
+            )
+            for name, column in before.change.new.columns.items()
+            if column.default is not None
+        ]
+        return steps
+
+    def drop(self) -> list[Step]:
+        """The sync, then the old columns."""
+        behind = replace(self, sql=self._behind)
+        gone = [*behind._functions(), *behind._check(), *behind._triggers()]
+        steps = [step.undoing() for step in reversed(gone) if step.undo]
+        return [
+            *(
+                replace(
+                    step, name=step.name.replace("undo create", "drop"), reason="nothing is left to mirror", lock=SHORT
+                )
+                for step in steps
+            ),
+            *(
+                Step(
+                    name=f"drop {quote(tomb)}",
+                    sql=f"ALTER TABLE {self.sql.source} DROP COLUMN {quote(tomb)} RESTRICT",
+                    reason="a catalog change only; RESTRICT: never takes along what depends on it",
+                    lock=SHORT,
+                )
+                for tomb in self.sql.tombstones.values()
+            ),
+        ]
+
+    def restore(self) -> list[Step]:
+        """Nothing: only a tombstone comes back."""
+        return []
+
+    def dependents(self, session: Connection) -> list[str]:
+        """Everything that reads an old column, or that one is gone."""
+        found = []
+        for old in map(self.sql.present, self.sql.change.olds):
+            number = catalogs.column_number(session, self.sql.catalog.oid, old)
+            if number is None:
+                found.append(f"column {old} is gone: somebody changed the table by hand")
+            else:
+                found += [f"{what} reads {old}" for what in catalogs.dependents(session, self.sql.catalog.oid, number)]
+        return found
+
+    # -- sync ---------------------------------------------------------------------------------------------
+
+    @property
+    def function(self) -> str:
+        """Empty: the sync cannot note which ranges are written, for two tables are."""
+        return ""
+
+    @property
+    def triggers(self) -> dict[int, tuple[str, ...]]:
+        """The sync triggers of both tables; 0 stands for a table that expand is yet to create."""
+        return {
+            self.sql.catalog.oid: tuple(map(self.sql.copy.trigger, EVENTS)),
+            self.created: tuple(self._sync.triggers),
+        }
+
+    def note(self, notes: Notes) -> Step:
+        """Make the sync record keys from now on; the undo is the function as it stands."""
+        return Step(
+            name="record the keys of rows written from now on",
+            sql=self._sync.note(track_until=notes.track_until),
+            reason="so that under the lock only these are compared again, not the whole table",
+            lock="none",
+            undo=self._sync.note(),
+        )

@@ -1,0 +1,81 @@
+"""Declared: what is asked of a declaration of this kind, and what the survey found out about it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from pydantic import TypeAdapter
+
+from zdm_pipelines.model.values import Rebuild
+
+
+class DeclaredColumn(Protocol):
+    """The column that takes over."""
+
+    @property
+    def name(self) -> str:
+        """Its exact name."""
+        ...
+
+    @property
+    def type(self) -> str:
+        """Its SQL type."""
+        ...
+
+    @property
+    def nullable(self) -> bool:
+        """Whether NULL may stand in the column in the end."""
+        ...
+
+    @property
+    def default(self) -> str | None:
+        """Its SQL default, None when there is none."""
+        ...
+
+
+class Declared(Protocol):
+    """The declared change."""
+
+    @property
+    def old(self) -> str:
+        """Exact name of the column to be replaced."""
+        ...
+
+    @property
+    def new(self) -> DeclaredColumn:
+        """The column that takes over."""
+        ...
+
+    @property
+    def up(self) -> str:
+        """SQL over the row that gives the new value."""
+        ...
+
+    @property
+    def down(self) -> str:
+        """SQL over the row that gives the old value."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Facts:
+    """What the server said of a declaration before anything was changed; kept in the ledger as JSON."""
+
+    up_inputs: tuple[str, ...] = ()  # columns that `up` reads
+    down_inputs: tuple[str, ...] = ()  # columns that `down` reads
+    rebuilds: tuple[Rebuild, ...] = ()  # indexes and constraints of the old column, as they will stand on the new one
+
+    @classmethod
+    def read(cls, stored: Mapping[str, Any]) -> Facts:
+        """The facts as the ledger has them; other keys are none of theirs."""
+        return _FACTS.validate_python({k: v for k, v in stored.items() if k in cls.__dataclass_fields__})
+
+    def stored(self) -> dict[str, Any]:
+        """The facts as JSON."""
+        found: dict[str, Any] = _FACTS.dump_python(self, mode="json")
+        return found
+
+
+_FACTS = TypeAdapter(Facts)

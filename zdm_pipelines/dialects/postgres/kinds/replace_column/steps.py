@@ -1,0 +1,230 @@
+"""Steps: the statements of each phase that replaces a column."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from zdm_pipelines.dialects.postgres import builds
+from zdm_pipelines.dialects.postgres import catalog as catalogs
+from zdm_pipelines.dialects.postgres.builds import SHORT, constraint_exists
+from zdm_pipelines.dialects.postgres.connection import Connection
+from zdm_pipelines.dialects.postgres.expressions import expression
+from zdm_pipelines.dialects.postgres.kinds.replace_column.sql import ReplaceColumnSql
+from zdm_pipelines.model.capabilities import Notes
+from zdm_pipelines.model.names import quote
+from zdm_pipelines.model.values import Rebuild, Step
+
+_TRIGGER = "SHARE ROW EXCLUSIVE, for milliseconds"
+
+
+@dataclass(frozen=True)
+class ReplaceColumnSteps:
+    """Steps, sync and retirement over one column replacement, bound to how it stands now."""
+
+    sql: ReplaceColumnSql
+
+    @property
+    def _behind(self) -> ReplaceColumnSql:
+        """The same with the old column out of sight."""
+        return replace(self.sql, tombstoned=True)
+
+    # -- expand -------------------------------------------------------------------------------------------
+
+    def expand(self) -> list[Step]:
+        sql, new = self.sql, quote(self.sql.new)
+        steps = [
+            Step(
+                name=f"add column {new}",
+                sql=f"ALTER TABLE {sql.table} ADD COLUMN {new} {sql.new_type}",
+                reason="nullable and without default: no row is rewritten",
+                lock=SHORT,
+                undo=f"ALTER TABLE {sql.table} DROP COLUMN IF EXISTS {new}",
+            ),
+            Step(
+                name="create the sync function",
+                sql=sql.create_function(),
+                reason="old code's writes appear in the new column and new code's in the old one",
+                lock="none",
+                undo=f"DROP FUNCTION IF EXISTS {sql.function}()",
+            ),
+        ]
+        steps.append(
+            Step(
+                name="let nobody else use the sync function",
+                sql=f"REVOKE ALL ON FUNCTION {sql.function}() FROM PUBLIC",
+                reason="it runs with its owner's rights; firing a trigger needs no right to it",
+                lock="none",
+            )
+        )
+        for event in ("insert", "update"):
+            trigger = quote(sql.trigger(event))
+            steps.append(
+                Step(
+                    name=f"create the sync trigger for {event.upper()}",
+                    sql=sql.create_trigger(event),
+                    reason="in the same transaction as the column: there is no moment in which they are not in sync",
+                    lock=_TRIGGER,
+                    undo=f"DROP TRIGGER IF EXISTS {trigger} ON {sql.table}",
+                )
+            )
+            steps.append(
+                Step(
+                    name=f"let it fire in every session ({event})",
+                    sql=f"ALTER TABLE {sql.table} ENABLE ALWAYS TRIGGER {trigger}",
+                    reason="sessions in replica role, such as logical replication, are mirrored too",
+                    lock=_TRIGGER,
+                )
+            )
+        return steps
+
+    # -- validate -----------------------------------------------------------------------------------------
+
+    def nulls(self) -> str:
+        if self.sql.change.new.nullable:
+            return ""
+        count = f"SELECT count(*) FROM ONLY {self.sql.table} WHERE {quote(self.sql.new)} IS NULL"
+        is_set = builds.is_not_null(self.sql.catalog.table, self.sql.new)
+        return f"SELECT CASE WHEN ({is_set}) THEN 0 ELSE ({count}) END"
+
+    def enforce(self) -> list[Step]:
+        steps: list[Step] = []
+        for rebuild in self.sql.facts.rebuilds:
+            steps += {
+                "index": self._index,
+                "unique_index": self._index,
+                "unique": self._unique,
+                "check": self._constraint,
+                "foreign_key": self._constraint,
+            }[rebuild.kind](rebuild)
+        if not self.sql.change.new.nullable:
+            steps += builds.not_null(self.sql.catalog.table, self.sql.new)
+        return steps
+
+    def _index(self, rebuild: Rebuild, *, unique: bool = False) -> list[Step]:
+        return builds.index(
+            self.sql.catalog.table,
+            rebuild.name,
+            rebuild.definition,
+            reason=f"as {quote(rebuild.original)} on the old column",
+            unique=unique or rebuild.kind == "unique_index",
+        )
+
+    def _unique(self, rebuild: Rebuild) -> list[Step]:
+        name = quote(rebuild.name)
+        steps = self._index(rebuild, unique=True)
+        attach = Step(
+            name=f"make it the constraint {name}",
+            sql=f"ALTER TABLE {self.sql.table} ADD CONSTRAINT {name} UNIQUE USING INDEX {name}{rebuild.deferrable}",
+            reason=f"as {quote(rebuild.original)} on the old column; the index is there, so this is instant",
+            lock=SHORT,
+            undo=f"ALTER TABLE {self.sql.table} DROP CONSTRAINT IF EXISTS {name}",
+            done_when=constraint_exists(self.sql.catalog.table, rebuild.name),
+        )
+        return [*steps, attach]
+
+    def _constraint(self, rebuild: Rebuild) -> list[Step]:
+        reason = f"as {quote(rebuild.original)} on the old column"
+        return builds.constraint(self.sql.catalog.table, rebuild.name, rebuild.definition, reason=reason)
+
+    # -- contract -----------------------------------------------------------------------------------------
+
+    def tombstone(self) -> list[Step]:
+        sql, old, tomb = replace(self.sql, tombstoned=False), quote(self.sql.change.old), quote(self._behind.tombstone)
+        steps = [
+            Step(
+                name=f"rename {old} to {tomb}",
+                sql=f"ALTER TABLE {sql.table} RENAME COLUMN {old} TO {tomb}",
+                reason="whoever still uses it is found now, while it can come back",
+                lock=SHORT,
+                undo=f"ALTER TABLE {sql.table} RENAME COLUMN {tomb} TO {old}",
+            ),
+            Step(
+                name="point the sync function at the tombstone",
+                sql=self._behind.create_function(),
+                reason="it is kept up to date, so that it can come back",
+                lock="none",
+                undo=sql.create_function(),
+            ),
+        ]
+        if (default := self.sql.change.new.default) is not None:
+            new = quote(sql.new)
+            steps.append(
+                Step(
+                    name=f"set the default of {new}",
+                    sql=f"ALTER TABLE {sql.table} ALTER COLUMN {new} SET DEFAULT {expression(default)}",
+                    reason="only now: before, it would hide who wrote the old shape",
+                    lock=SHORT,
+                    undo=f"ALTER TABLE {sql.table} ALTER COLUMN {new} DROP DEFAULT",
+                )
+            )
+        return steps
+
+    def drop(self) -> list[Step]:
+        sql = self._behind
+        drops = [
+            Step(
+                name=f"drop the sync trigger for {event.upper()}",
+                sql=f"DROP TRIGGER IF EXISTS {quote(sql.trigger(event))} ON {sql.table}",
+                reason="nothing is left to mirror to",
+                lock=SHORT,
+            )
+            for event in ("insert", "update")
+        ]
+        return [
+            *drops,
+            Step(
+                name="drop the sync function",
+                sql=f"DROP FUNCTION IF EXISTS {sql.function}()",
+                reason="nothing calls it",
+                lock="none",
+            ),
+            Step(
+                name=f"drop {quote(sql.tombstone)}",
+                sql=f"ALTER TABLE {sql.table} DROP COLUMN {quote(sql.tombstone)} RESTRICT",
+                reason="a catalog change only; RESTRICT: never takes along what depends on it",
+                lock=SHORT,
+            ),
+        ]
+
+    def restore(self) -> list[Step]:
+        """Nothing brings a dropped column back: only the tombstone does."""
+        return []
+
+    def dependents(self, session: Connection) -> list[str]:
+        """Everything that reads the old column, or that it is gone."""
+        old, oid = self.sql.old, self.sql.catalog.oid
+        number = catalogs.column_number(session, oid, old)
+        if number is None:
+            return [f"column {old} is gone: somebody changed the table by hand"]
+        return [f"{what} reads {old}" for what in catalogs.dependents(session, oid, number)]
+
+    # -- sync ---------------------------------------------------------------------------------------------
+
+    @property
+    def function(self) -> str:
+        """The sync function, quoted."""
+        return self.sql.function
+
+    @property
+    def triggers(self) -> dict[int, tuple[str, ...]]:
+        """The sync triggers of the table."""
+        return {self.sql.catalog.oid: tuple(self.sql.trigger(event) for event in ("insert", "update"))}
+
+    def note(self, notes: Notes) -> Step:
+        """Make the sync function note something from now on; the undo is the function as it stands."""
+        if notes.track_until is not None:
+            name = "record the keys of rows written from now on"
+            reason = "so that under the lock only these are compared again, not the whole table"
+        else:
+            name, reason = (
+                "note which ranges are written from now on",
+                "so that the next validate reads only those again",
+            )
+        noting = replace(self.sql, marking=notes.marking)
+        return Step(
+            name=name,
+            sql=noting.create_function(track_until=notes.track_until),
+            reason=reason,
+            lock="none",
+            undo=self.sql.create_function(),
+        )

@@ -1,0 +1,2 @@
+-- set: One setting of this session.
+SELECT set_config($1, $2, false);

@@ -1,0 +1,1 @@
+"""Proof: whether two shapes agree, and what need not be read again."""

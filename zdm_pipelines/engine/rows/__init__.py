@@ -1,0 +1,1 @@
+"""Row work: ranges of keys, moved batch by batch, each batch committed together with its checkpoint."""

@@ -1,0 +1,77 @@
+"""Failing rows: which row it is whose values a batch cannot take."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from zdm_pipelines.dialects import DatabaseError, fault, safe
+from zdm_pipelines.dialects.server import Fault, Session
+from zdm_pipelines.engine.rows.window import Bounds
+from zdm_pipelines.model.capabilities import RowWork
+from zdm_pipelines.model.errors import MappingFailed
+from zdm_pipelines.model.values import Key
+
+
+@dataclass(frozen=True, kw_only=True)
+class FailingRows:
+    """Finds the first row for which the work on a range raises."""
+
+    conn: Session
+    name: str
+    work: RowWork
+    repair: bool
+
+    def failure(self, lower: Key | None, upper: Key | None, error: DatabaseError) -> MappingFailed:
+        """What to tell of a batch that raised, with the key of its first row that does."""
+        keys = self.conn.rows.keys(self.work.over, lower, upper)
+        key = next((key for key in keys if self._raises(key)), None)
+        where = f"the row with key {'/'.join(key)}" if key else "a row of a batch"
+        return MappingFailed(
+            self.name,
+            f"up fails for {where}: {safe(error)}",
+            "correct that row or up and materialize the range again; what is moved stays moved",
+        )
+
+    @contextmanager
+    def sought(self, bounds: Bounds, *, rows: int) -> Iterator[None]:
+        """Statements over a whole range: when a row's values make one raise, the row is looked for.
+
+        Args:
+            rows: in steps of so many.
+
+        Raises:
+            MappingFailed: one of them raised.
+        """
+        try:
+            yield
+        except DatabaseError as error:
+            if fault(error) is not Fault.OF_DATA:
+                raise
+            raise self.failure(*self._first_step(bounds, rows), error) from None
+
+    def _first_step(self, bounds: Bounds, rows: int) -> tuple[Key | None, Key | None]:
+        """The first interval of a range for which the work raises; the whole range when none does any more."""
+        at = bounds.lower
+        while True:
+            upper = bounds.key_after(at, rows)
+            end = upper if upper is not None else bounds.end()
+            try:
+                self.conn.run(self.work.waiting(at, end, repair=self.repair))
+            except DatabaseError:
+                return at, end
+            if upper is None:
+                return bounds.lower, end
+            at = upper
+
+    def _raises(self, key: Key) -> bool:
+        try:
+            self.conn.rows.try_out(self.work.one(key, repair=self.repair))
+        except DatabaseError as error:
+            if (kind := fault(error)) is Fault.LOCK_BUSY:
+                return False
+            if kind is not Fault.OF_DATA:
+                raise
+            return True
+        return False

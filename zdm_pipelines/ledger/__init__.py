@@ -1,0 +1,54 @@
+"""Ledger: the memory of migrations, in the schema `zdm` of the database that they change."""
+
+from zdm_pipelines.ledger.checks import forget_checks, record_checks, verdicts
+from zdm_pipelines.ledger.claims import claimed, claimed_by
+from zdm_pipelines.ledger.events import append, began, latest_events, note
+from zdm_pipelines.ledger.flags import create_flag, drop_flag, flag, flag_settled, set_flag
+from zdm_pipelines.ledger.migrations import Entry, find, is_unmoved, move, register, require, state, states
+from zdm_pipelines.ledger.ranges import forget_ranges
+from zdm_pipelines.ledger.schema import ensure, exists, known_versions
+from zdm_pipelines.ledger.writers import (
+    NEW_SHAPE,
+    OLD_SHAPE,
+    failures,
+    forget_touched,
+    forget_writes,
+    recent_writers,
+    vacuum_touched,
+)
+
+__all__ = [
+    "NEW_SHAPE",
+    "OLD_SHAPE",
+    "Entry",
+    "append",
+    "began",
+    "claimed",
+    "claimed_by",
+    "create_flag",
+    "drop_flag",
+    "ensure",
+    "exists",
+    "failures",
+    "find",
+    "flag",
+    "flag_settled",
+    "forget_checks",
+    "forget_ranges",
+    "forget_touched",
+    "forget_writes",
+    "is_unmoved",
+    "known_versions",
+    "latest_events",
+    "move",
+    "note",
+    "recent_writers",
+    "record_checks",
+    "register",
+    "require",
+    "set_flag",
+    "state",
+    "states",
+    "vacuum_touched",
+    "verdicts",
+]

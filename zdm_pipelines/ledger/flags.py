@@ -1,0 +1,38 @@
+"""Flags: which share of keys the application reads from the new shape."""
+
+from __future__ import annotations
+
+from zdm_pipelines.dialects.server import Session
+from zdm_pipelines.model.errors import StateConflict
+from zdm_pipelines.model.values import Flag
+
+
+def flag(conn: Session, migration_id: int) -> Flag | None:
+    """The flag of a migration."""
+    rows = conn.named("ledger.flag", migration_id)
+    return Flag(name=rows[0][0], percent=rows[0][1], retired=rows[0][2]) if rows else None
+
+
+def create_flag(conn: Session, migration_id: int, name: str) -> None:
+    """A flag at 0 %.
+
+    Raises:
+        StateConflict: another migration uses that name.
+    """
+    if conn.value("ledger.create_flag", name, migration_id) is None:
+        raise StateConflict(f"flag {name}", "belongs to another migration", "set reads.flag to another name")
+
+
+def set_flag(conn: Session, migration_id: int, percent: int, *, retired: bool = False) -> None:
+    """Move a flag to a percentage."""
+    conn.named("ledger.set_flag", migration_id, percent, retired)
+
+
+def flag_settled(conn: Session, migration_id: int, *, seconds: float) -> bool:
+    """Whether every client has had `seconds` to see the flag as it is."""
+    return not conn.value("ledger.flag_moved", migration_id, seconds)
+
+
+def drop_flag(conn: Session, migration_id: int) -> None:
+    """Remove a flag."""
+    conn.named("ledger.drop_flag", migration_id)

@@ -1,0 +1,91 @@
+"""Beginning: what the first phase of a migration does before its own work, and how every phase finds its change."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from zdm_pipelines import ledger
+from zdm_pipelines.changes import Change, Survey, bind, kind_of
+from zdm_pipelines.dialects import DatabaseError, fault, safe
+from zdm_pipelines.dialects.server import Fault, Session
+from zdm_pipelines.engine.context import Context
+from zdm_pipelines.model.capabilities import Notes
+from zdm_pipelines.model.errors import PreflightError, Problem
+from zdm_pipelines.model.states import Phase, State
+
+
+def look(session: Session, context: Context) -> Survey:
+    """What the server says of the declared change; changes nothing.
+
+    Raises:
+        PreflightError: with every problem that was found.
+    """
+    migration = context.migration
+    try:
+        if session.value("catalog.is_replica"):
+            raise Problem("database", "is a read-only replica", "point the URL at the primary")
+        found = kind_of(migration).survey(session, migration, context.server)
+        taken = ledger.claimed(session, migration, found.catalog)
+    except Problem as problem:
+        raise PreflightError(migration.name, [problem]) from None
+    except DatabaseError as error:
+        if fault(error) is not Fault.PRIVILEGE:
+            raise
+        fact, way_out = f"the role may not do this ({safe(error)})", "see docs/production.md for the grants"
+        raise PreflightError(migration.name, [Problem(f"table {migration.table}", fact, way_out)]) from None
+    if problems := [*taken, *found.problems]:
+        raise PreflightError(migration.name, problems)
+    return found
+
+
+def as_begun(context: Context, session: Session) -> Context:
+    """The work with the declaration with which the migration began: brakes take back what was done then.
+
+    A file that was edited since may name a column of the application's own as the new one.
+    """
+    entry = ledger.find(session, context.name)
+    return replace(context, migration=entry.as_begun(context.migration)) if entry else context
+
+
+def bound(context: Context, entry: ledger.Entry, *, notes: Notes = Notes()) -> Change:  # noqa: B008 - a frozen value
+    """The change as it stands now.
+
+    Args:
+        notes: what the sync notes at present.
+    """
+    return bind(
+        context.migration,
+        context.server,
+        entry.catalog,
+        entry.facts,
+        migration_id=entry.id,
+        tombstoned=entry.state == State.TOMBSTONED,
+        notes=notes,
+        claims=entry.claims,
+    )
+
+
+def begin(context: Context, session: Session, phase: Phase) -> tuple[ledger.Entry | None, bool]:
+    """The migration's row, and whether running a phase begins the migration: then its table was looked at first.
+
+    Bad input changes nothing: the table is surveyed before the ledger is made.
+
+    Raises:
+        PreflightError: the database cannot take the migration as it is declared.
+    """
+    entry = ledger.find(session, context.name)
+    begins = context.lifecycle.begins(phase, entry.state if entry else State.PLANNED)
+    survey = look(session, context) if begins else None
+    ledger.ensure(context.server)
+    if survey is not None:
+        entry = ledger.register(session, context.migration, survey.catalog, survey.facts)
+    return entry, begins
+
+
+def claims(session: Session, change: Change) -> Sequence[tuple[int, str]]:
+    """The relations of a change as the ledger claims them; what expand creates is found by its name."""
+    return [
+        (relation.oid or session.value("catalog.oid", relation.name.sql), str(relation.name))
+        for relation in change.relations
+    ]

@@ -1,0 +1,47 @@
+"""Status: where a migration stands, from the ledger alone."""
+
+from __future__ import annotations
+
+from zdm_pipelines import ledger
+from zdm_pipelines.engine.context import Context
+from zdm_pipelines.ledger import holds
+from zdm_pipelines.ledger import ranges as known_ranges
+from zdm_pipelines.model.states import State
+from zdm_pipelines.model.values import RangeProgress, Status
+
+
+def read(context: Context) -> Status:
+    """One reading.
+
+    Raises:
+        DatabaseUnreachable: no connection could be had.
+    """
+    migration = context.migration
+    with context.looking("status") as session:
+        entry = ledger.find(session, migration.name)
+        if entry is None:
+            return Status(
+                migration=migration.name, state=State.PLANNED, ranges=0, ranges_done=0, rows_moved=0, flag=None,
+                switched_at=None, tombstoned_at=None, stragglers=(), holds=(), events=(),
+            )  # fmt: skip
+        known, within = known_ranges.progress(session, entry.id), migration.contract.straggler_window
+        return Status(
+            migration=migration.name,
+            state=entry.state,
+            ranges=len(known),
+            ranges_done=sum(r.done for r in known),
+            rows_moved=sum(r.rows for r in known),
+            flag=ledger.flag(session, entry.id),
+            switched_at=entry.switched_at,
+            tombstoned_at=entry.tombstoned_at,
+            stragglers=tuple(ledger.recent_writers(session, entry.id, ledger.OLD_SHAPE, within=within)),
+            holds=tuple(holds.standing(session, migration.name)) if holds.exist(session) else (),
+            events=tuple(ledger.latest_events(session, entry.id)),
+        )
+
+
+def read_ranges(context: Context) -> list[RangeProgress]:
+    """Every range in key order."""
+    with context.looking("status") as session:
+        entry = ledger.find(session, context.name)
+        return known_ranges.progress(session, entry.id) if entry else []

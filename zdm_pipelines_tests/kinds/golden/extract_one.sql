@@ -1,0 +1,479 @@
+== expand
+-- create table "public"."user_settings" (none)
+CREATE TABLE "public"."user_settings" (
+  "user_id" bigint,
+  "theme" text,
+  "notifications_enabled" boolean,
+  PRIMARY KEY ("user_id")
+);
+-- grant what is granted on the source (none on a table that anybody knows)
+GRANT SELECT ON "public"."user_settings" TO "Reader";
+-- create function zdm."note_profiles"(text[], text, text) (none)
+CREATE OR REPLACE FUNCTION zdm."note_profiles"(zdm_key text[], zdm_wrote text, zdm_failed text) RETURNS void
+  LANGUAGE plpgsql AS $zdm_note$
+DECLARE
+  zdm_minute CONSTANT text
+    := coalesce(zdm_failed, '') || (extract(epoch FROM statement_timestamp())::bigint / 60)::text;
+BEGIN
+  IF zdm_wrote IS NOT NULL AND current_setting('zdm.noted_7_' || zdm_wrote, true) IS DISTINCT FROM zdm_minute THEN
+    PERFORM set_config('zdm.noted_7_' || zdm_wrote, zdm_minute, false);
+    INSERT INTO zdm.writer (migration_id, wrote, failed, application_name, login)
+    VALUES (7, zdm_wrote, zdm_failed, current_setting('application_name'), session_user);
+  END IF;
+END $zdm_note$;
+-- let nobody else use zdm."note_profiles"(text[], text, text) (none)
+REVOKE ALL ON FUNCTION zdm."note_profiles"(text[], text, text) FROM PUBLIC;
+-- create function zdm."first_profiles"(bigint) (none)
+CREATE OR REPLACE FUNCTION zdm."first_profiles"(bigint) RETURNS boolean LANGUAGE plpgsql SECURITY DEFINER
+  SET search_path = "$user", public, pg_temp AS $zdm_first$
+BEGIN
+  -- Whoever may not write the new table locks no row by calling this.
+  IF coalesce(current_setting('zdm.backfill', true), '') = '' AND coalesce(current_setting('zdm.syncing_7', true), '') = ''
+     AND pg_catalog.has_table_privilege(coalesce(nullif(current_setting('role'), 'none'), session_user), '"public"."user_settings"', 'INSERT, UPDATE') THEN
+    PERFORM FROM ONLY "public"."users" WHERE "id" = $1 FOR NO KEY UPDATE;
+  END IF;
+  RETURN true;
+END $zdm_first$;
+-- create function zdm."fill_profiles"() (none)
+CREATE OR REPLACE FUNCTION zdm."fill_profiles"() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER
+  SET search_path = "$user", public, pg_temp SET datestyle FROM CURRENT SET intervalstyle FROM CURRENT SET extra_float_digits FROM CURRENT AS $zdm_fill$
+#variable_conflict use_column
+DECLARE
+  zdm_at record;
+  zdm_given record;
+BEGIN
+  FOR zdm_at IN SELECT NEW."user_id" AS zdm_1 LOOP
+    PERFORM FROM ONLY "public"."users" AS "users" WHERE "users"."id" = zdm_at.zdm_1 FOR NO KEY UPDATE;
+    IF NOT EXISTS (SELECT FROM ONLY "public"."user_settings" AS zdm_target WHERE zdm_target."user_id" = zdm_at.zdm_1) THEN
+      BEGIN
+        FOR zdm_given IN SELECT (profile->>'theme') AS zdm_1, (coalesce((profile->>'notifications')::boolean, true)) AS zdm_2 FROM ONLY "public"."users" AS "users" WHERE "users"."id" = zdm_at.zdm_1 AND ("users"."profile" IS NOT NULL) LOOP
+          NEW."theme" := coalesce(NEW."theme", zdm_given.zdm_1);
+          NEW."notifications_enabled" := coalesce(NEW."notifications_enabled", zdm_given.zdm_2);
+        END LOOP;
+      EXCEPTION WHEN others THEN
+        IF SQLSTATE ~ '^(40|53|55|57|58|XX)' THEN RAISE; END IF;  -- what cannot be mapped gives nothing
+      END;
+    END IF;
+  END LOOP;
+  NEW."notifications_enabled" := coalesce(NEW."notifications_enabled", (true));
+  RETURN NEW;
+END $zdm_fill$;
+-- let nobody else use zdm."fill_profiles"() (none)
+REVOKE ALL ON FUNCTION zdm."fill_profiles"() FROM PUBLIC;
+-- create function zdm."copy_profiles_users"() (none)
+CREATE OR REPLACE FUNCTION zdm."copy_profiles_users"() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER
+  SET search_path = "$user", public, pg_temp SET datestyle FROM CURRENT SET intervalstyle FROM CURRENT SET extra_float_digits FROM CURRENT AS $zdm_sync$
+#variable_conflict use_column
+DECLARE
+  zdm_at record;
+  zdm_kept boolean;
+  zdm_failed text;
+BEGIN
+  PERFORM set_config('zdm.syncing_7', 'on', true);
+  IF TG_OP = 'TRUNCATE' THEN
+    TRUNCATE ONLY "public"."user_settings";
+  ELSE
+    IF TG_OP <> 'INSERT' AND current_setting('transaction_isolation') NOT LIKE 'read %' THEN
+      -- A row copied since the transaction began is not seen, but its key is met: a serialization failure.
+      BEGIN
+        INSERT INTO "public"."user_settings" AS zdm_target ("user_id", "theme", "notifications_enabled") OVERRIDING SYSTEM VALUE SELECT "users"."id", (profile->>'theme'), (coalesce((profile->>'notifications')::boolean, true))
+        FROM (SELECT OLD.*) AS "users" WHERE ("users"."profile" IS NOT NULL) ON CONFLICT ("user_id") DO NOTHING;
+      EXCEPTION WHEN data_exception OR integrity_constraint_violation OR raise_exception THEN
+        NULL;  -- what cannot be copied was not
+      END;
+    END IF;
+    -- The old key first: what was unique in the row that left it is free then for the row that comes.
+    FOR zdm_at IN
+      SELECT OLD."id" AS zdm_1 WHERE TG_OP <> 'INSERT' UNION ALL
+      SELECT NEW."id" AS zdm_1 WHERE TG_OP = 'INSERT' OR TG_OP = 'UPDATE' AND pg_catalog.record_image_ne(ROW(OLD."id"), ROW(NEW."id"))
+    LOOP
+      zdm_failed := NULL;
+      BEGIN
+        INSERT INTO "public"."user_settings" AS zdm_target ("user_id", "theme", "notifications_enabled") OVERRIDING SYSTEM VALUE SELECT "users"."id", (profile->>'theme'), (coalesce((profile->>'notifications')::boolean, true))
+          FROM ONLY "public"."users" AS "users" WHERE "users"."id" = zdm_at.zdm_1 AND ("users"."profile" IS NOT NULL)
+          ON CONFLICT ("user_id") DO UPDATE SET "theme" = EXCLUDED."theme", "notifications_enabled" = EXCLUDED."notifications_enabled";
+        zdm_kept := FOUND;
+      EXCEPTION WHEN others THEN
+        IF SQLSTATE ~ '^(40|53|55|57|58|XX)' THEN RAISE; END IF;
+        -- The application's write goes through. Its row is then one that was not copied: batches say why it cannot be.
+        zdm_kept := false;
+        zdm_failed := SQLSTATE;
+      END;
+      IF NOT zdm_kept THEN
+        DELETE FROM ONLY "public"."user_settings" AS zdm_target WHERE zdm_target."user_id" = zdm_at.zdm_1;
+      END IF;
+      PERFORM zdm."note_profiles"(ARRAY[zdm_at.zdm_1::text], CASE WHEN TG_OP = 'INSERT' AND (pg_catalog.record_image_ne(ROW(NEW."profile"), ROW(NULL::jsonb))) OR TG_OP = 'UPDATE' AND (pg_catalog.record_image_ne(ROW(NEW."profile"), ROW(OLD."profile"))) THEN 'old' END, zdm_failed);
+    END LOOP;
+  END IF;
+  PERFORM set_config('zdm.syncing_7', '', true);
+  RETURN NULL;
+END $zdm_sync$;
+-- let nobody else use zdm."copy_profiles_users"() (none)
+REVOKE ALL ON FUNCTION zdm."copy_profiles_users"() FROM PUBLIC;
+-- create function zdm."back_profiles"() (none)
+CREATE OR REPLACE FUNCTION zdm."back_profiles"() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER
+  SET search_path = "$user", public, pg_temp SET datestyle FROM CURRENT SET intervalstyle FROM CURRENT SET extra_float_digits FROM CURRENT AS $zdm_sync$
+#variable_conflict use_column
+DECLARE
+  zdm_at record;
+  zdm_agrees boolean;
+  zdm_kept boolean;
+  zdm_failed text;
+  zdm_old_1 jsonb;
+BEGIN
+  PERFORM set_config('zdm.syncing_7', 'on', true);
+  FOR zdm_at IN
+    SELECT OLD."user_id" AS zdm_1 WHERE TG_OP IN ('UPDATE', 'DELETE') UNION ALL
+    SELECT NEW."user_id" AS zdm_1 WHERE TG_OP = 'INSERT' OR TG_OP = 'UPDATE' AND pg_catalog.record_image_ne(ROW(OLD."user_id"), ROW(NEW."user_id"))
+    UNION ALL SELECT "users"."id" AS zdm_1 FROM ONLY "public"."users" AS "users" WHERE TG_OP = 'TRUNCATE'
+  LOOP
+      PERFORM FROM ONLY "public"."users" AS "users" WHERE "users"."id" = zdm_at.zdm_1 FOR NO KEY UPDATE;
+      IF NOT FOUND THEN
+        zdm_failed := NULL;
+        CONTINUE WHEN TG_OP = 'DELETE';  -- with its source row, most likely
+        PERFORM zdm."note_profiles"(ARRAY[zdm_at.zdm_1::text], 'new', zdm_failed);
+        CONTINUE;
+      END IF;
+      zdm_failed := NULL;
+      BEGIN
+        SELECT ARRAY(SELECT ROW((profile->>'theme')::text, (coalesce((profile->>'notifications')::boolean, true))::boolean)::text WHERE ("users"."profile" IS NOT NULL))
+             = ARRAY(SELECT ROW(zdm_target."theme", zdm_target."notifications_enabled")::text FROM ONLY "public"."user_settings" AS zdm_target WHERE zdm_target."user_id" = zdm_at.zdm_1)
+          INTO zdm_agrees FROM ONLY "public"."users" AS "users" WHERE "users"."id" = zdm_at.zdm_1;
+      EXCEPTION WHEN others THEN
+        IF SQLSTATE ~ '^(40|53|55|57|58|XX)' THEN RAISE; END IF;
+        zdm_agrees := false;  -- what the old columns hold cannot be mapped, and is replaced now
+      END;
+      IF NOT zdm_agrees THEN
+        BEGIN
+          SELECT (jsonb_build_object('theme', theme, 'notifications', notifications_enabled)) INTO zdm_old_1 FROM ONLY "public"."user_settings" AS "user_settings" WHERE "user_settings"."user_id" = zdm_at.zdm_1;
+          IF NOT FOUND THEN
+            zdm_old_1 := NULL;
+          END IF;
+          UPDATE ONLY "public"."users" AS "users" SET "profile" = zdm_old_1 WHERE "users"."id" = zdm_at.zdm_1;
+          SELECT pg_catalog.record_image_eq(ROW("users"."profile"), ROW(zdm_old_1)) INTO zdm_agrees
+            FROM ONLY "public"."users" AS "users" WHERE "users"."id" = zdm_at.zdm_1;
+        EXCEPTION WHEN others THEN
+          IF SQLSTATE ~ '^(40|53|55|57|58|XX)' THEN RAISE; END IF;
+          -- The application's write goes through; validate finds the row, for people to mend.
+          zdm_agrees := true;
+          zdm_failed := SQLSTATE;
+        END;
+        IF NOT zdm_agrees THEN
+          -- A trigger of the application's on the source made something else of it: the new table follows.
+      zdm_failed := NULL;
+      BEGIN
+        INSERT INTO "public"."user_settings" AS zdm_target ("user_id", "theme", "notifications_enabled") OVERRIDING SYSTEM VALUE SELECT "users"."id", (profile->>'theme'), (coalesce((profile->>'notifications')::boolean, true))
+          FROM ONLY "public"."users" AS "users" WHERE "users"."id" = zdm_at.zdm_1 AND ("users"."profile" IS NOT NULL)
+          ON CONFLICT ("user_id") DO UPDATE SET "theme" = EXCLUDED."theme", "notifications_enabled" = EXCLUDED."notifications_enabled";
+        zdm_kept := FOUND;
+      EXCEPTION WHEN others THEN
+        IF SQLSTATE ~ '^(40|53|55|57|58|XX)' THEN RAISE; END IF;
+        -- The application's write goes through. Its row is then one that was not copied: batches say why it cannot be.
+        zdm_kept := false;
+        zdm_failed := SQLSTATE;
+      END;
+      IF NOT zdm_kept THEN
+        DELETE FROM ONLY "public"."user_settings" AS zdm_target WHERE zdm_target."user_id" = zdm_at.zdm_1;
+      END IF;
+        END IF;
+      END IF;
+      PERFORM zdm."note_profiles"(ARRAY[zdm_at.zdm_1::text], 'new', zdm_failed);
+  END LOOP;
+  PERFORM set_config('zdm.syncing_7', '', true);
+  RETURN NULL;
+END $zdm_sync$;
+-- let nobody else use zdm."back_profiles"() (none)
+REVOKE ALL ON FUNCTION zdm."back_profiles"() FROM PUBLIC;
+-- lock source rows before rows of the new table (none on a table that anybody knows)
+ALTER TABLE "public"."user_settings" ADD CONSTRAINT "zzz_zdm_profiles_first" CHECK (zdm."first_profiles"("user_id"));
+-- create trigger "zzz_zdm_profiles_fill" (none on a table that anybody knows)
+CREATE TRIGGER "zzz_zdm_profiles_fill" BEFORE INSERT ON "public"."user_settings" FOR EACH ROW WHEN (coalesce(current_setting('zdm.backfill', true), '') = '' AND coalesce(current_setting('zdm.syncing_7', true), '') = '') EXECUTE FUNCTION zdm."fill_profiles"();
+-- let "zzz_zdm_profiles_fill" fire in every session (none on a table that anybody knows)
+ALTER TABLE "public"."user_settings" ENABLE ALWAYS TRIGGER "zzz_zdm_profiles_fill";
+-- create trigger "zzz_zdm_profiles_back_insert" (none on a table that anybody knows)
+CREATE TRIGGER "zzz_zdm_profiles_back_insert" AFTER INSERT ON "public"."user_settings" FOR EACH ROW WHEN (coalesce(current_setting('zdm.backfill', true), '') = '' AND coalesce(current_setting('zdm.syncing_7', true), '') = '') EXECUTE FUNCTION zdm."back_profiles"();
+-- let "zzz_zdm_profiles_back_insert" fire in every session (none on a table that anybody knows)
+ALTER TABLE "public"."user_settings" ENABLE ALWAYS TRIGGER "zzz_zdm_profiles_back_insert";
+-- create trigger "zzz_zdm_profiles_back_update" (none on a table that anybody knows)
+CREATE TRIGGER "zzz_zdm_profiles_back_update" AFTER UPDATE ON "public"."user_settings" FOR EACH ROW WHEN (pg_catalog.record_image_ne(ROW(OLD."user_id", OLD."theme", OLD."notifications_enabled"), ROW(NEW."user_id", NEW."theme", NEW."notifications_enabled")) AND coalesce(current_setting('zdm.backfill', true), '') = '' AND coalesce(current_setting('zdm.syncing_7', true), '') = '') EXECUTE FUNCTION zdm."back_profiles"();
+-- let "zzz_zdm_profiles_back_update" fire in every session (none on a table that anybody knows)
+ALTER TABLE "public"."user_settings" ENABLE ALWAYS TRIGGER "zzz_zdm_profiles_back_update";
+-- create trigger "zzz_zdm_profiles_back_delete" (none on a table that anybody knows)
+CREATE TRIGGER "zzz_zdm_profiles_back_delete" AFTER DELETE ON "public"."user_settings" FOR EACH ROW WHEN (coalesce(current_setting('zdm.backfill', true), '') = '' AND coalesce(current_setting('zdm.syncing_7', true), '') = '') EXECUTE FUNCTION zdm."back_profiles"();
+-- let "zzz_zdm_profiles_back_delete" fire in every session (none on a table that anybody knows)
+ALTER TABLE "public"."user_settings" ENABLE ALWAYS TRIGGER "zzz_zdm_profiles_back_delete";
+-- create trigger "zzz_zdm_profiles_back_truncate" (none on a table that anybody knows)
+CREATE TRIGGER "zzz_zdm_profiles_back_truncate" AFTER TRUNCATE ON "public"."user_settings" FOR EACH STATEMENT WHEN (coalesce(current_setting('zdm.backfill', true), '') = '' AND coalesce(current_setting('zdm.syncing_7', true), '') = '') EXECUTE FUNCTION zdm."back_profiles"();
+-- let "zzz_zdm_profiles_back_truncate" fire in every session (none on a table that anybody knows)
+ALTER TABLE "public"."user_settings" ENABLE ALWAYS TRIGGER "zzz_zdm_profiles_back_truncate";
+-- create trigger "zzz_zdm_profiles_insert" (SHARE ROW EXCLUSIVE, for milliseconds)
+CREATE TRIGGER "zzz_zdm_profiles_insert" AFTER INSERT ON "public"."users" FOR EACH ROW WHEN (coalesce(current_setting('zdm.backfill', true), '') = '' AND coalesce(current_setting('zdm.syncing_7', true), '') = '') EXECUTE FUNCTION zdm."copy_profiles_users"();
+-- let "zzz_zdm_profiles_insert" fire in every session (SHARE ROW EXCLUSIVE, for milliseconds)
+ALTER TABLE "public"."users" ENABLE ALWAYS TRIGGER "zzz_zdm_profiles_insert";
+-- create trigger "zzz_zdm_profiles_update" (SHARE ROW EXCLUSIVE, for milliseconds)
+CREATE TRIGGER "zzz_zdm_profiles_update" AFTER UPDATE ON "public"."users" FOR EACH ROW WHEN (pg_catalog.record_image_ne(ROW(OLD."id", OLD."profile"), ROW(NEW."id", NEW."profile")) AND coalesce(current_setting('zdm.backfill', true), '') = '' AND coalesce(current_setting('zdm.syncing_7', true), '') = '') EXECUTE FUNCTION zdm."copy_profiles_users"();
+-- let "zzz_zdm_profiles_update" fire in every session (SHARE ROW EXCLUSIVE, for milliseconds)
+ALTER TABLE "public"."users" ENABLE ALWAYS TRIGGER "zzz_zdm_profiles_update";
+-- create trigger "zzz_zdm_profiles_delete" (SHARE ROW EXCLUSIVE, for milliseconds)
+CREATE TRIGGER "zzz_zdm_profiles_delete" AFTER DELETE ON "public"."users" FOR EACH ROW WHEN (coalesce(current_setting('zdm.backfill', true), '') = '' AND coalesce(current_setting('zdm.syncing_7', true), '') = '') EXECUTE FUNCTION zdm."copy_profiles_users"();
+-- let "zzz_zdm_profiles_delete" fire in every session (SHARE ROW EXCLUSIVE, for milliseconds)
+ALTER TABLE "public"."users" ENABLE ALWAYS TRIGGER "zzz_zdm_profiles_delete";
+-- create trigger "zzz_zdm_profiles_truncate" (SHARE ROW EXCLUSIVE, for milliseconds)
+CREATE TRIGGER "zzz_zdm_profiles_truncate" AFTER TRUNCATE ON "public"."users" FOR EACH STATEMENT WHEN (coalesce(current_setting('zdm.backfill', true), '') = '' AND coalesce(current_setting('zdm.syncing_7', true), '') = '') EXECUTE FUNCTION zdm."copy_profiles_users"();
+-- let "zzz_zdm_profiles_truncate" fire in every session (SHARE ROW EXCLUSIVE, for milliseconds)
+ALTER TABLE "public"."users" ENABLE ALWAYS TRIGGER "zzz_zdm_profiles_truncate";
+== a batch
+-- with [['1'], ['9']]
+WITH zdm_batch AS MATERIALIZED (
+  SELECT "users"."id" AS "user_id", (profile->>'theme') AS "theme", (coalesce((profile->>'notifications')::boolean, true)) AS "notifications_enabled"
+  FROM ONLY "public"."users" AS "users"
+  WHERE "id" >= ($1::text[])[1]::bigint AND "id" < ($2::text[])[1]::bigint AND ("users"."profile" IS NOT NULL) AND NOT EXISTS (SELECT FROM (SELECT "user_id" AS zdm_key_1, "theme" AS zdm_column_1, "notifications_enabled" AS zdm_column_2 FROM ONLY "public"."user_settings") AS zdm_copy WHERE zdm_key_1 = "users"."id")
+  FOR SHARE OF "users" SKIP LOCKED
+)
+INSERT INTO "public"."user_settings" AS zdm_target ("user_id", "theme", "notifications_enabled") OVERRIDING SYSTEM VALUE
+SELECT "user_id", "theme", "notifications_enabled" FROM zdm_batch
+ON CONFLICT ("user_id") DO NOTHING;
+== a batch that repairs
+-- with []
+WITH zdm_seen AS MATERIALIZED (
+  SELECT ctid AS zdm_ctid, xmin AS zdm_xmin FROM ONLY "public"."user_settings" AS zdm_target WHERE true
+    AND NOT EXISTS (SELECT FROM ONLY "public"."users" AS zdm_source WHERE zdm_source."id" = zdm_target."user_id")
+), zdm_batch AS MATERIALIZED (
+  SELECT zdm_target.ctid AS zdm_ctid FROM ONLY "public"."user_settings" AS zdm_target JOIN zdm_seen ON ctid = zdm_ctid AND xmin = zdm_xmin
+  FOR UPDATE OF zdm_target SKIP LOCKED
+)
+DELETE FROM ONLY "public"."user_settings" AS zdm_target USING zdm_batch WHERE zdm_target.ctid = zdm_batch.zdm_ctid;
+-- with []
+WITH zdm_batch AS MATERIALIZED (
+  SELECT "id" FROM ONLY "public"."users" AS "users"
+  WHERE true AND NOT coalesce(("users"."profile" IS NOT NULL), false) AND NOT (ARRAY(SELECT ROW((profile->>'theme')::text, (coalesce((profile->>'notifications')::boolean, true))::boolean)::text WHERE ("users"."profile" IS NOT NULL)) = ARRAY(SELECT ROW(zdm_target."theme", zdm_target."notifications_enabled")::text FROM ONLY "public"."user_settings" AS zdm_target WHERE zdm_target."user_id" = "users"."id") OR EXISTS (SELECT FROM ONLY "public"."user_settings" AS "user_settings" WHERE "user_settings"."user_id" = "users"."id" AND "users"."profile" IS NOT DISTINCT FROM (jsonb_build_object('theme', theme, 'notifications', notifications_enabled))::jsonb))
+  FOR SHARE OF "users" SKIP LOCKED
+)
+DELETE FROM ONLY "public"."user_settings" AS zdm_target USING zdm_batch WHERE zdm_target."user_id" = zdm_batch."id";
+-- with []
+WITH zdm_batch AS MATERIALIZED (
+  SELECT "users"."id" AS "user_id", (profile->>'theme') AS "theme", (coalesce((profile->>'notifications')::boolean, true)) AS "notifications_enabled"
+  FROM ONLY "public"."users" AS "users"
+  WHERE true AND NOT (ARRAY(SELECT ROW((profile->>'theme')::text, (coalesce((profile->>'notifications')::boolean, true))::boolean)::text WHERE ("users"."profile" IS NOT NULL)) = ARRAY(SELECT ROW(zdm_target."theme", zdm_target."notifications_enabled")::text FROM ONLY "public"."user_settings" AS zdm_target WHERE zdm_target."user_id" = "users"."id") OR EXISTS (SELECT FROM ONLY "public"."user_settings" AS "user_settings" WHERE "user_settings"."user_id" = "users"."id" AND "users"."profile" IS NOT DISTINCT FROM (jsonb_build_object('theme', theme, 'notifications', notifications_enabled))::jsonb)) AND ("users"."profile" IS NOT NULL)
+  FOR SHARE OF "users" SKIP LOCKED
+)
+INSERT INTO "public"."user_settings" AS zdm_target ("user_id", "theme", "notifications_enabled") OVERRIDING SYSTEM VALUE
+SELECT "user_id", "theme", "notifications_enabled" FROM zdm_batch
+ON CONFLICT ("user_id") DO UPDATE SET "theme" = EXCLUDED."theme", "notifications_enabled" = EXCLUDED."notifications_enabled" WHERE NOT (zdm_target."theme"::text COLLATE "C" IS NOT DISTINCT FROM (EXCLUDED."theme"::text)::text COLLATE "C") OR NOT (zdm_target."notifications_enabled" IS NOT DISTINCT FROM EXCLUDED."notifications_enabled"::boolean);
+== parity
+-- with [['1'], ['9']]
+SELECT count(*), count(*) FILTER (WHERE zdm_new.zdm_wanted IS NULL AND zdm_old.zdm_wanted), count(*) FILTER (WHERE zdm_old.zdm_wanted IS NULL OR zdm_old.zdm_wanted IS NOT NULL AND zdm_new.zdm_wanted IS NOT NULL AND NOT zdm_old.zdm_wanted AND NOT (zdm_old.zdm_value_4 IS NOT DISTINCT FROM zdm_new.zdm_value_4::jsonb)), count(*) FILTER (WHERE zdm_old.zdm_wanted IS NOT NULL AND zdm_new.zdm_wanted IS NOT NULL AND zdm_old.zdm_wanted AND NOT (zdm_old.zdm_value_1 IS NOT DISTINCT FROM zdm_new.zdm_value_1::bigint AND zdm_old.zdm_value_2::text COLLATE "C" IS NOT DISTINCT FROM (zdm_new.zdm_value_2::text)::text COLLATE "C" AND zdm_old.zdm_value_3 IS NOT DISTINCT FROM zdm_new.zdm_value_3::boolean OR zdm_old.zdm_value_4 IS NOT DISTINCT FROM zdm_new.zdm_value_4::jsonb)), count(*) FILTER (WHERE zdm_old.zdm_wanted IS NOT NULL AND zdm_new.zdm_wanted IS NOT NULL AND zdm_old.zdm_value_4 IS NOT DISTINCT FROM zdm_new.zdm_value_4::jsonb AND NOT (zdm_old.zdm_wanted AND zdm_old.zdm_value_1 IS NOT DISTINCT FROM zdm_new.zdm_value_1::bigint AND zdm_old.zdm_value_2::text COLLATE "C" IS NOT DISTINCT FROM (zdm_new.zdm_value_2::text)::text COLLATE "C" AND zdm_old.zdm_value_3 IS NOT DISTINCT FROM zdm_new.zdm_value_3::boolean)), count(*) FILTER (WHERE zdm_new.zdm_wanted IS NULL AND zdm_old.zdm_wanted) FROM (SELECT "id" AS zdm_key_1, "users"."id"::bigint AS zdm_value_1, (profile->>'theme')::text AS zdm_value_2, (coalesce((profile->>'notifications')::boolean, true))::boolean AS zdm_value_3, ("users"."profile")::jsonb AS zdm_value_4, coalesce(("users"."profile" IS NOT NULL), false) AS zdm_wanted FROM ONLY "public"."users" AS "users" WHERE "id" >= ($1::text[])[1]::bigint AND "id" < ($2::text[])[1]::bigint) AS zdm_old FULL JOIN (SELECT "user_id" AS zdm_key_1, "user_settings"."user_id"::bigint AS zdm_value_1, ("theme")::text AS zdm_value_2, ("notifications_enabled")::boolean AS zdm_value_3, (jsonb_build_object('theme', theme, 'notifications', notifications_enabled))::jsonb AS zdm_value_4, true AS zdm_wanted FROM ONLY "public"."user_settings" AS "user_settings" WHERE "user_id" >= ($1::text[])[1]::bigint AND "user_id" < ($2::text[])[1]::bigint) AS zdm_new ON zdm_old.zdm_key_1 = zdm_new.zdm_key_1;
+== enforce
+-- remove an unfinished index "settings_by_theme" (SHARE UPDATE EXCLUSIVE: reads and writes go on)
+DROP INDEX CONCURRENTLY IF EXISTS "public"."settings_by_theme";
+-- build index "settings_by_theme" (SHARE UPDATE EXCLUSIVE: reads and writes go on)
+CREATE INDEX CONCURRENTLY "settings_by_theme" ON "public"."user_settings" USING btree (theme);
+-- add constraint "user_settings_user_id_fkey" (ACCESS EXCLUSIVE, for milliseconds)
+ALTER TABLE "public"."user_settings" ADD CONSTRAINT "user_settings_user_id_fkey" FOREIGN KEY ("user_id") REFERENCES "public"."users" ("id") ON UPDATE CASCADE ON DELETE CASCADE NOT VALID;
+-- validate constraint "user_settings_user_id_fkey" (SHARE UPDATE EXCLUSIVE: reads and writes go on)
+ALTER TABLE "public"."user_settings" VALIDATE CONSTRAINT "user_settings_user_id_fkey";
+-- add constraint "zdm_not_null_notifications_enabled" (ACCESS EXCLUSIVE, for milliseconds)
+ALTER TABLE "public"."user_settings" ADD CONSTRAINT "zdm_not_null_notifications_enabled" CHECK ("notifications_enabled" IS NOT NULL) NOT VALID;
+-- validate constraint "zdm_not_null_notifications_enabled" (SHARE UPDATE EXCLUSIVE: reads and writes go on)
+ALTER TABLE "public"."user_settings" VALIDATE CONSTRAINT "zdm_not_null_notifications_enabled";
+-- set "notifications_enabled" NOT NULL (ACCESS EXCLUSIVE, for milliseconds)
+ALTER TABLE "public"."user_settings" ALTER COLUMN "notifications_enabled" SET NOT NULL;
+-- drop check "zdm_not_null_notifications_enabled" (ACCESS EXCLUSIVE, for milliseconds)
+ALTER TABLE "public"."user_settings" DROP CONSTRAINT IF EXISTS "zdm_not_null_notifications_enabled";
+-- gather statistics of "public"."user_settings" (SHARE UPDATE EXCLUSIVE: reads and writes go on)
+ANALYZE "public"."user_settings";
+== tombstone
+-- rename "profile" to "zdm_tombstone_profile" (ACCESS EXCLUSIVE, for milliseconds)
+ALTER TABLE "public"."users" RENAME COLUMN "profile" TO "zdm_tombstone_profile";
+-- point zdm."copy_profiles_users" at the tombstone (none)
+CREATE OR REPLACE FUNCTION zdm."copy_profiles_users"() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER
+  SET search_path = "$user", public, pg_temp SET datestyle FROM CURRENT SET intervalstyle FROM CURRENT SET extra_float_digits FROM CURRENT AS $zdm_sync$
+#variable_conflict use_column
+DECLARE
+  zdm_at record;
+  zdm_kept boolean;
+  zdm_failed text;
+BEGIN
+  PERFORM set_config('zdm.syncing_7', 'on', true);
+  IF TG_OP = 'TRUNCATE' THEN
+    TRUNCATE ONLY "public"."user_settings";
+  ELSE
+    IF TG_OP <> 'INSERT' AND current_setting('transaction_isolation') NOT LIKE 'read %' THEN
+      -- A row copied since the transaction began is not seen, but its key is met: a serialization failure.
+      BEGIN
+        INSERT INTO "public"."user_settings" AS zdm_target ("user_id", "theme", "notifications_enabled") OVERRIDING SYSTEM VALUE SELECT "users"."id", (profile->>'theme'), (coalesce((profile->>'notifications')::boolean, true))
+        FROM (SELECT OLD.*, OLD."zdm_tombstone_profile" AS "profile") AS "users" WHERE ("users"."profile" IS NOT NULL) ON CONFLICT ("user_id") DO NOTHING;
+      EXCEPTION WHEN data_exception OR integrity_constraint_violation OR raise_exception THEN
+        NULL;  -- what cannot be copied was not
+      END;
+    END IF;
+    -- The old key first: what was unique in the row that left it is free then for the row that comes.
+    FOR zdm_at IN
+      SELECT OLD."id" AS zdm_1 WHERE TG_OP <> 'INSERT' UNION ALL
+      SELECT NEW."id" AS zdm_1 WHERE TG_OP = 'INSERT' OR TG_OP = 'UPDATE' AND pg_catalog.record_image_ne(ROW(OLD."id"), ROW(NEW."id"))
+    LOOP
+      zdm_failed := NULL;
+      BEGIN
+        INSERT INTO "public"."user_settings" AS zdm_target ("user_id", "theme", "notifications_enabled") OVERRIDING SYSTEM VALUE SELECT "users"."id", (profile->>'theme'), (coalesce((profile->>'notifications')::boolean, true))
+          FROM (SELECT zdm_row.*, zdm_row."zdm_tombstone_profile" AS "profile" FROM ONLY "public"."users" AS zdm_row) AS "users" WHERE "users"."id" = zdm_at.zdm_1 AND ("users"."profile" IS NOT NULL)
+          ON CONFLICT ("user_id") DO UPDATE SET "theme" = EXCLUDED."theme", "notifications_enabled" = EXCLUDED."notifications_enabled";
+        zdm_kept := FOUND;
+      EXCEPTION WHEN others THEN
+        IF SQLSTATE ~ '^(40|53|55|57|58|XX)' THEN RAISE; END IF;
+        -- The application's write goes through. Its row is then one that was not copied: batches say why it cannot be.
+        zdm_kept := false;
+        zdm_failed := SQLSTATE;
+      END;
+      IF NOT zdm_kept THEN
+        DELETE FROM ONLY "public"."user_settings" AS zdm_target WHERE zdm_target."user_id" = zdm_at.zdm_1;
+      END IF;
+      PERFORM zdm."note_profiles"(ARRAY[zdm_at.zdm_1::text], CASE WHEN TG_OP = 'INSERT' AND (pg_catalog.record_image_ne(ROW(NEW."zdm_tombstone_profile"), ROW(NULL::jsonb))) OR TG_OP = 'UPDATE' AND (pg_catalog.record_image_ne(ROW(NEW."zdm_tombstone_profile"), ROW(OLD."zdm_tombstone_profile"))) THEN 'old' END, zdm_failed);
+    END LOOP;
+  END IF;
+  PERFORM set_config('zdm.syncing_7', '', true);
+  RETURN NULL;
+END $zdm_sync$;
+-- point zdm."fill_profiles" at the tombstone (none)
+CREATE OR REPLACE FUNCTION zdm."fill_profiles"() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER
+  SET search_path = "$user", public, pg_temp SET datestyle FROM CURRENT SET intervalstyle FROM CURRENT SET extra_float_digits FROM CURRENT AS $zdm_fill$
+#variable_conflict use_column
+DECLARE
+  zdm_at record;
+  zdm_given record;
+BEGIN
+  FOR zdm_at IN SELECT NEW."user_id" AS zdm_1 LOOP
+    PERFORM FROM ONLY "public"."users" AS "users" WHERE "users"."id" = zdm_at.zdm_1 FOR NO KEY UPDATE;
+    IF NOT EXISTS (SELECT FROM ONLY "public"."user_settings" AS zdm_target WHERE zdm_target."user_id" = zdm_at.zdm_1) THEN
+      BEGIN
+        FOR zdm_given IN SELECT (profile->>'theme') AS zdm_1, (coalesce((profile->>'notifications')::boolean, true)) AS zdm_2 FROM (SELECT zdm_row.*, zdm_row."zdm_tombstone_profile" AS "profile" FROM ONLY "public"."users" AS zdm_row) AS "users" WHERE "users"."id" = zdm_at.zdm_1 AND ("users"."profile" IS NOT NULL) LOOP
+          NEW."theme" := coalesce(NEW."theme", zdm_given.zdm_1);
+          NEW."notifications_enabled" := coalesce(NEW."notifications_enabled", zdm_given.zdm_2);
+        END LOOP;
+      EXCEPTION WHEN others THEN
+        IF SQLSTATE ~ '^(40|53|55|57|58|XX)' THEN RAISE; END IF;  -- what cannot be mapped gives nothing
+      END;
+    END IF;
+  END LOOP;
+  NEW."notifications_enabled" := coalesce(NEW."notifications_enabled", (true));
+  RETURN NEW;
+END $zdm_fill$;
+-- point zdm."back_profiles" at the tombstone (none)
+CREATE OR REPLACE FUNCTION zdm."back_profiles"() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER
+  SET search_path = "$user", public, pg_temp SET datestyle FROM CURRENT SET intervalstyle FROM CURRENT SET extra_float_digits FROM CURRENT AS $zdm_sync$
+#variable_conflict use_column
+DECLARE
+  zdm_at record;
+  zdm_agrees boolean;
+  zdm_kept boolean;
+  zdm_failed text;
+  zdm_old_1 jsonb;
+BEGIN
+  PERFORM set_config('zdm.syncing_7', 'on', true);
+  FOR zdm_at IN
+    SELECT OLD."user_id" AS zdm_1 WHERE TG_OP IN ('UPDATE', 'DELETE') UNION ALL
+    SELECT NEW."user_id" AS zdm_1 WHERE TG_OP = 'INSERT' OR TG_OP = 'UPDATE' AND pg_catalog.record_image_ne(ROW(OLD."user_id"), ROW(NEW."user_id"))
+    UNION ALL SELECT "users"."id" AS zdm_1 FROM (SELECT zdm_row.*, zdm_row."zdm_tombstone_profile" AS "profile" FROM ONLY "public"."users" AS zdm_row) AS "users" WHERE TG_OP = 'TRUNCATE'
+  LOOP
+      PERFORM FROM ONLY "public"."users" AS "users" WHERE "users"."id" = zdm_at.zdm_1 FOR NO KEY UPDATE;
+      IF NOT FOUND THEN
+        zdm_failed := NULL;
+        CONTINUE WHEN TG_OP = 'DELETE';  -- with its source row, most likely
+        PERFORM zdm."note_profiles"(ARRAY[zdm_at.zdm_1::text], 'new', zdm_failed);
+        CONTINUE;
+      END IF;
+      zdm_failed := NULL;
+      BEGIN
+        SELECT ARRAY(SELECT ROW((profile->>'theme')::text, (coalesce((profile->>'notifications')::boolean, true))::boolean)::text WHERE ("users"."profile" IS NOT NULL))
+             = ARRAY(SELECT ROW(zdm_target."theme", zdm_target."notifications_enabled")::text FROM ONLY "public"."user_settings" AS zdm_target WHERE zdm_target."user_id" = zdm_at.zdm_1)
+          INTO zdm_agrees FROM (SELECT zdm_row.*, zdm_row."zdm_tombstone_profile" AS "profile" FROM ONLY "public"."users" AS zdm_row) AS "users" WHERE "users"."id" = zdm_at.zdm_1;
+      EXCEPTION WHEN others THEN
+        IF SQLSTATE ~ '^(40|53|55|57|58|XX)' THEN RAISE; END IF;
+        zdm_agrees := false;  -- what the old columns hold cannot be mapped, and is replaced now
+      END;
+      IF NOT zdm_agrees THEN
+        BEGIN
+          SELECT (jsonb_build_object('theme', theme, 'notifications', notifications_enabled)) INTO zdm_old_1 FROM ONLY "public"."user_settings" AS "user_settings" WHERE "user_settings"."user_id" = zdm_at.zdm_1;
+          IF NOT FOUND THEN
+            zdm_old_1 := NULL;
+          END IF;
+          UPDATE ONLY "public"."users" AS "users" SET "zdm_tombstone_profile" = zdm_old_1 WHERE "users"."id" = zdm_at.zdm_1;
+          SELECT pg_catalog.record_image_eq(ROW("users"."zdm_tombstone_profile"), ROW(zdm_old_1)) INTO zdm_agrees
+            FROM ONLY "public"."users" AS "users" WHERE "users"."id" = zdm_at.zdm_1;
+        EXCEPTION WHEN others THEN
+          IF SQLSTATE ~ '^(40|53|55|57|58|XX)' THEN RAISE; END IF;
+          -- The application's write goes through; validate finds the row, for people to mend.
+          zdm_agrees := true;
+          zdm_failed := SQLSTATE;
+        END;
+        IF NOT zdm_agrees THEN
+          -- A trigger of the application's on the source made something else of it: the new table follows.
+      zdm_failed := NULL;
+      BEGIN
+        INSERT INTO "public"."user_settings" AS zdm_target ("user_id", "theme", "notifications_enabled") OVERRIDING SYSTEM VALUE SELECT "users"."id", (profile->>'theme'), (coalesce((profile->>'notifications')::boolean, true))
+          FROM (SELECT zdm_row.*, zdm_row."zdm_tombstone_profile" AS "profile" FROM ONLY "public"."users" AS zdm_row) AS "users" WHERE "users"."id" = zdm_at.zdm_1 AND ("users"."profile" IS NOT NULL)
+          ON CONFLICT ("user_id") DO UPDATE SET "theme" = EXCLUDED."theme", "notifications_enabled" = EXCLUDED."notifications_enabled";
+        zdm_kept := FOUND;
+      EXCEPTION WHEN others THEN
+        IF SQLSTATE ~ '^(40|53|55|57|58|XX)' THEN RAISE; END IF;
+        -- The application's write goes through. Its row is then one that was not copied: batches say why it cannot be.
+        zdm_kept := false;
+        zdm_failed := SQLSTATE;
+      END;
+      IF NOT zdm_kept THEN
+        DELETE FROM ONLY "public"."user_settings" AS zdm_target WHERE zdm_target."user_id" = zdm_at.zdm_1;
+      END IF;
+        END IF;
+      END IF;
+      PERFORM zdm."note_profiles"(ARRAY[zdm_at.zdm_1::text], 'new', zdm_failed);
+  END LOOP;
+  PERFORM set_config('zdm.syncing_7', '', true);
+  RETURN NULL;
+END $zdm_sync$;
+-- point zdm."note_profiles" at the tombstone (none)
+CREATE OR REPLACE FUNCTION zdm."note_profiles"(zdm_key text[], zdm_wrote text, zdm_failed text) RETURNS void
+  LANGUAGE plpgsql AS $zdm_note$
+DECLARE
+  zdm_minute CONSTANT text
+    := coalesce(zdm_failed, '') || (extract(epoch FROM statement_timestamp())::bigint / 60)::text;
+BEGIN
+  IF zdm_wrote IS NOT NULL AND current_setting('zdm.noted_7_' || zdm_wrote, true) IS DISTINCT FROM zdm_minute THEN
+    PERFORM set_config('zdm.noted_7_' || zdm_wrote, zdm_minute, false);
+    INSERT INTO zdm.writer (migration_id, wrote, failed, application_name, login)
+    VALUES (7, zdm_wrote, zdm_failed, current_setting('application_name'), session_user);
+  END IF;
+END $zdm_note$;
+-- set the default of "notifications_enabled" (ACCESS EXCLUSIVE, for milliseconds)
+ALTER TABLE "public"."user_settings" ALTER COLUMN "notifications_enabled" SET DEFAULT (true);
+== drop
+-- drop trigger "zzz_zdm_profiles_truncate" (ACCESS EXCLUSIVE, for milliseconds)
+DROP TRIGGER IF EXISTS "zzz_zdm_profiles_truncate" ON "public"."users";
+-- drop trigger "zzz_zdm_profiles_delete" (ACCESS EXCLUSIVE, for milliseconds)
+DROP TRIGGER IF EXISTS "zzz_zdm_profiles_delete" ON "public"."users";
+-- drop trigger "zzz_zdm_profiles_update" (ACCESS EXCLUSIVE, for milliseconds)
+DROP TRIGGER IF EXISTS "zzz_zdm_profiles_update" ON "public"."users";
+-- drop trigger "zzz_zdm_profiles_insert" (ACCESS EXCLUSIVE, for milliseconds)
+DROP TRIGGER IF EXISTS "zzz_zdm_profiles_insert" ON "public"."users";
+-- drop trigger "zzz_zdm_profiles_back_truncate" (ACCESS EXCLUSIVE, for milliseconds)
+DROP TRIGGER IF EXISTS "zzz_zdm_profiles_back_truncate" ON "public"."user_settings";
+-- drop trigger "zzz_zdm_profiles_back_delete" (ACCESS EXCLUSIVE, for milliseconds)
+DROP TRIGGER IF EXISTS "zzz_zdm_profiles_back_delete" ON "public"."user_settings";
+-- drop trigger "zzz_zdm_profiles_back_update" (ACCESS EXCLUSIVE, for milliseconds)
+DROP TRIGGER IF EXISTS "zzz_zdm_profiles_back_update" ON "public"."user_settings";
+-- drop trigger "zzz_zdm_profiles_back_insert" (ACCESS EXCLUSIVE, for milliseconds)
+DROP TRIGGER IF EXISTS "zzz_zdm_profiles_back_insert" ON "public"."user_settings";
+-- drop trigger "zzz_zdm_profiles_fill" (ACCESS EXCLUSIVE, for milliseconds)
+DROP TRIGGER IF EXISTS "zzz_zdm_profiles_fill" ON "public"."user_settings";
+-- undo lock source rows before rows of the new table (ACCESS EXCLUSIVE, for milliseconds)
+ALTER TABLE IF EXISTS "public"."user_settings" DROP CONSTRAINT IF EXISTS "zzz_zdm_profiles_first";
+-- drop function zdm."back_profiles"() (ACCESS EXCLUSIVE, for milliseconds)
+DROP FUNCTION IF EXISTS zdm."back_profiles"();
+-- drop function zdm."copy_profiles_users"() (ACCESS EXCLUSIVE, for milliseconds)
+DROP FUNCTION IF EXISTS zdm."copy_profiles_users"();
+-- drop function zdm."fill_profiles"() (ACCESS EXCLUSIVE, for milliseconds)
+DROP FUNCTION IF EXISTS zdm."fill_profiles"();
+-- drop function zdm."first_profiles"(bigint) (ACCESS EXCLUSIVE, for milliseconds)
+DROP FUNCTION IF EXISTS zdm."first_profiles"(bigint);
+-- drop function zdm."note_profiles"(text[], text, text) (ACCESS EXCLUSIVE, for milliseconds)
+DROP FUNCTION IF EXISTS zdm."note_profiles"(text[], text, text);
+-- drop "zdm_tombstone_profile" (ACCESS EXCLUSIVE, for milliseconds)
+ALTER TABLE "public"."users" DROP COLUMN "zdm_tombstone_profile" RESTRICT;
