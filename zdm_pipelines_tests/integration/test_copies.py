@@ -16,21 +16,20 @@ from psycopg import errors
 
 from zdm_pipelines import ledger
 from zdm_pipelines.dialects import server_at
-from zdm_pipelines.dialects.postgres import builds, catalog, keys
+from zdm_pipelines.dialects.postgres import catalog, keys
 from zdm_pipelines.dialects.postgres.connection import connected, scalar
 from zdm_pipelines.dialects.postgres.copy_rows import EVENTS, CopyRowsSql
 from zdm_pipelines.engine.pace import Pace
 from zdm_pipelines.engine.rows import ranges
 from zdm_pipelines.engine.rows.strides import Strides
 from zdm_pipelines.engine.rows.worker import RangeWorker
-from zdm_pipelines.engine.schema import locks
 from zdm_pipelines.ledger import ranges as ledger_ranges
 from zdm_pipelines.model.capabilities import Pick
 from zdm_pipelines.model.errors import LockNotAcquired, MappingFailed
 from zdm_pipelines.model.migration import Backfill
 from zdm_pipelines.model.names import TableName, quote
-from zdm_pipelines.model.values import Moved, Statement, Step
-from zdm_pipelines_tests.helpers import Background, Probe, eventually, holding, one, replaced, sql, work
+from zdm_pipelines.model.values import Moved, Statement
+from zdm_pipelines_tests.helpers import Background, Probe, eventually, holding, one, sql
 
 DEFAULTS = {"email": "lower(email)", "full": "people.first || ' ' || people.last"}
 PEOPLE = """
@@ -584,97 +583,3 @@ def test_any_interleaving(url: str, seed: int) -> None:
     assert copy.disagreeing() == []
     assert all(client.transactions > 20 for client in clients)
     assert clients[-1].repeated
-
-
-# -- indexes after the load -------------------------------------------------------------------------------
-
-INDEXED = """
-CREATE TABLE teams (id int PRIMARY KEY);
-INSERT INTO teams SELECT generate_series(0, 9);
-CREATE TABLE "Te am".card (
-  person bigint PRIMARY KEY, "full" text, email text UNIQUE, team int CHECK (team < 10) REFERENCES teams ON DELETE CASCADE,
-  span int4range, EXCLUDE USING gist (span WITH &&), UNIQUE ("full", team) DEFERRABLE
-);
-CREATE INDEX "By ""full"" x" ON "Te am".card USING btree (lower("full") DESC, team) INCLUDE (email) WHERE team > 1;
-CREATE INDEX by_team ON "Te am".card (team) WITH (fillfactor = 70);
-CREATE UNIQUE INDEX by_email ON "Te am".card (upper(email));
-"""
-SHAPE = """
-SELECT indexrelid::regclass::text, pg_get_indexdef(indexrelid), indisvalid FROM pg_index WHERE indrelid = '"Te am".card'::regclass
-UNION ALL SELECT conname, pg_get_constraintdef(oid), convalidated FROM pg_constraint WHERE conrelid = '"Te am".card'::regclass ORDER BY 1, 2"""
-
-
-def take(url: str, steps: list[Step]) -> int:
-    """Run steps as validate does; how many had something to do."""
-    done = 0
-    with connected(url, purpose="steps") as conn:
-        for step in steps:
-            if step.done_when and scalar(conn, step.done_when):
-                continue
-            done += 1
-            if step.in_transaction:
-                with conn.transaction():
-                    locks.run_steps(conn, [step])
-            else:
-                locks.run_alone(conn, step, context=work(replaced(name="steps"), url), what="steps")
-            assert not step.done_when or scalar(conn, step.done_when)
-    return done
-
-
-@pytest.fixture
-def waits(url: str) -> tuple[Copy, Any]:
-    """A copy whose target was put off what may wait."""
-    sql(url, 'CREATE SCHEMA "Te am"')
-    sql(url, INDEXED)
-    columns = {"full": "first", "email": "email", "team": "id::int % 10"}
-    copy = Copy(url, target='"Te am".card', columns=columns)
-    copy.sync()
-    with connected(url, purpose="test") as conn:
-        return copy, builds.may_wait(conn, copy.sql.target.table, copy.sql.target.oid)
-
-
-def test_what_may_wait_is_put_off_and_comes_back_as_it_was(url: str, waits: tuple[Copy, Any]) -> None:
-    copy, waiting = waits
-    table = copy.sql.target.table
-    assert [(w.kind, w.name) for w in waiting] == [
-        ("index", 'By "full" x'), ("index", "by_team"), ("foreign_key", "card_team_fkey")
-    ]  # fmt: skip
-    before = sql(url, SHAPE)
-    assert take(url, builds.put_off(table, waiting)) == 3
-    left = sql(url, SHAPE)
-    assert len(left) == len(before) - 3
-    assert copy.run() == 1_000
-    steps = builds.catch_up(table, waiting)
-    assert take(url, steps) == 4
-    assert sql(url, SHAPE) == before
-    assert take(url, steps) == 0
-    assert take(url, [s.undoing() for s in reversed(steps) if s.undo]) == 3
-    assert sql(url, SHAPE) == left
-
-
-def test_an_unfinished_index_is_built_anew(url: str, waits: tuple[Copy, Any]) -> None:
-    copy, waiting = waits
-    table = copy.sql.target.table
-    before = sql(url, SHAPE)
-    take(url, builds.put_off(table, waiting))
-    copy.run()
-    build = builds.catch_up(table, waiting)[1]
-    with holding(url, 'INSERT INTO "Te am".card (person) VALUES (-1)'), psycopg.connect(url, autocommit=True) as conn:
-        conn.execute("SET lock_timeout = '300ms'")
-        with pytest.raises(errors.LockNotAvailable):
-            conn.execute(build.sql.encode())
-    assert one(url, "SELECT count(*) FROM pg_index WHERE NOT indisvalid") == 1
-    assert take(url, builds.catch_up(table, waiting)) == 5
-    assert sql(url, SHAPE) == before
-
-
-def test_what_the_rows_do_not_keep_is_told_and_the_rows_are_there(url: str, waits: tuple[Copy, Any]) -> None:
-    copy, waiting = waits
-    table = copy.sql.target.table
-    take(url, builds.put_off(table, waiting))
-    copy.run()
-    sql(url, "DELETE FROM teams WHERE id = 3")
-    with pytest.raises(errors.ForeignKeyViolation):
-        take(url, builds.catch_up(table, waiting))
-    sql(url, "INSERT INTO teams VALUES (3)")
-    assert take(url, builds.catch_up(table, waiting)) == 1
