@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from functools import cached_property, reduce
+from functools import reduce
 from operator import or_
 from typing import Annotated, Any, Literal
 
@@ -136,9 +136,12 @@ class Migration(Declared):
                 )
         return self
 
-    @cached_property
+    @property
     def lifecycle(self) -> Lifecycle:
-        """The phases and states of this migration, from what its change needs."""
+        """The phases and states of this migration, from what its change needs.
+
+        Never kept: a copy with another change has another lifecycle.
+        """
         return Lifecycle.of(self.change.needs)
 
     @property

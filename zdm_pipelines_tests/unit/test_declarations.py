@@ -121,3 +121,11 @@ def test_the_lifecycle_is_that_of_the_stored_change() -> None:
         assert declarations.lifecycle_of("m", stored, State.BUILDING).states == (State.BUILDING, State.VALIDATED)
         # Its needs were others when the state was stored.
         assert State.BACKFILLED in declarations.lifecycle_of("m", stored, State.BACKFILLED).states
+
+
+def test_a_copy_with_another_change_has_its_lifecycle() -> None:
+    """As when an edited file's migration is taken with the change that was stored."""
+    index = KINDS["add_index"].spec.model_validate({"kind": "add_index", "name": "i", "columns": ["note"]})
+    edited = M.model_copy(update={"change": index})
+    assert edited.lifecycle.states == (State.BUILDING, State.VALIDATED)
+    assert edited.model_copy(update={"change": M.change}).lifecycle == M.lifecycle
