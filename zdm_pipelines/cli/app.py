@@ -20,7 +20,7 @@ from zdm_pipelines.changes import kind_of, overview
 from zdm_pipelines.cli import dev as dev_
 from zdm_pipelines.cli import doctor as doctor_
 from zdm_pipelines.cli import show, steer, terminal
-from zdm_pipelines.cli.options import Defs, Json, MaybeName, Name, Yes, one, read
+from zdm_pipelines.cli.options import Defs, Json, MaybeName, Name, Yes, braking, one, read
 from zdm_pipelines.cli.run import Walk
 from zdm_pipelines.cli.terminal import DONE, FAILED, INTERRUPTED, verb
 from zdm_pipelines.model.errors import SpecError, StateConflict, ZdmError
@@ -199,28 +199,33 @@ def status_(
 def _stands(context: Context) -> Status:
     """Where it stands; while rows are to be moved, a maintenance window that is closed is a hold like any other."""
     found = status.read(context)
-    if context.lifecycle.finished(found.state):
+    if found.lifecycle.finished(found.state):
         return replace(found, holds=())
-    waits = context.lifecycle.watched | {State.PLANNED, State.ROLLED_BACK}
+    waits = found.lifecycle.watched | {State.PLANNED, State.ROLLED_BACK}
     return replace(found, holds=tuple(watch_.against(context))) if found.state in waits else found
 
 
-def _against(context: Context, state: State) -> list[str] | None:
+def _against(context: Context, found: Status) -> list[str] | None:
     """What stands against contract; None: there is no contract to come."""
-    if not context.lifecycle.has(Phase.CONTRACT) or context.lifecycle.finished(state):
+    if not found.lifecycle.has(Phase.CONTRACT) or found.lifecycle.finished(found.state):
         return None
     return contract.refusals(context)
 
 
+def _document(found: Status) -> dict[str, Any]:
+    """A status for scripts; the lifecycle is a rule of ours, and no fact of the migration."""
+    return {key: value for key, value in asdict(found).items() if key != "lifecycle"}
+
+
 def _status_of_one(defs: Path | None, name: str, *, json: bool) -> Iterator[tuple[RenderableType, Any]]:
-    context = one(defs, name)
+    context = braking(defs, name)
     while True:
         found = _stands(context)
-        against = _against(context, found.state)
-        following = show.next_step(context.migration, found.state)
+        against = _against(context, found)
+        following = show.next_step(name, found.lifecycle, found.state)
         yield (
             "" if json else show.status(context.migration, found, against),
-            {**asdict(found), "against_contract": against or [], "next": following},
+            {**_document(found), "against_contract": against or [], "next": following},
         )
 
 
@@ -235,7 +240,7 @@ def _status_of_all(defs: Path | None, *, json: bool) -> Iterator[tuple[Renderabl
                 rows.append((migration, _stands(declared.context(migration))))
             except ZdmError as error:
                 rows.append((migration, str(error)))
-        document = [{"migration": m.name, "error": s} if isinstance(s, str) else asdict(s) for m, s in rows]
+        document = [{"migration": m.name, "error": s} if isinstance(s, str) else _document(s) for m, s in rows]
         yield "" if json else show.overview(rows), document
 
 
@@ -286,7 +291,7 @@ def run(
             terminal.as_json([asdict(r) for r in walk.reports])
     if not json:
         last = walk.reports[-1].state
-        terminal.out().print(Text(f"Next: {show.next_step(context.migration, last)}", style="green"))
+        terminal.out().print(Text(f"Next: {show.next_step(name, context.lifecycle, last)}", style="green"))
 
 
 def _check_options(
@@ -358,7 +363,7 @@ def rollback_(
     json: Json = False,
 ) -> None:
     """Undo phases, back to an earlier state; rolled_back leaves the schema as it was before."""
-    context = one(defs, name)
+    context = status.as_begun(braking(defs, name))
     now, target = status.read(context).state, State(str(to))
     steps = rollback.undone(context, now, target)
     if steps:

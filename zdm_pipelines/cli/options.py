@@ -9,8 +9,10 @@ import typer
 
 from zdm_pipelines import project
 from zdm_pipelines.cli import terminal
+from zdm_pipelines.model.errors import DatabaseUnreachable, SpecError
+from zdm_pipelines.model.migration import Database
 from zdm_pipelines.project import Project
-from zdm_pipelines.verbs import Context
+from zdm_pipelines.verbs import Context, status
 
 Defs = Annotated[
     Path | None,
@@ -37,7 +39,35 @@ def read(defs: Path | None) -> Project:
 
 def one(defs: Path | None, name: str) -> Context:
     """A migration in its database; what is wrong with other declarations is only remarked."""
+    return _declared(read(defs), name)
+
+
+def braking(defs: Path | None, name: str) -> Context:
+    """A migration to be looked at, stopped or taken back, which needs no declaration once it has begun.
+
+    Raises:
+        SpecError: the declaration is wrong or gone, and not exactly one declared database knows the migration.
+    """
     found = read(defs)
+    try:
+        return _declared(found, name)
+    except SpecError as error:
+        knowing = [context for database in found.databases.values() if (context := _of_ledger(database, name))]
+        if len(knowing) != 1:
+            raise
+        terminal.note(f"{error.thing} {error.fact}: taken as it was begun in database {knowing[0].database.name}")
+        return knowing[0]
+
+
+def _of_ledger(database: Database, name: str) -> Context | None:
+    """A database that cannot be asked is passed over: the migration may be in another one."""
+    try:
+        return status.of_ledger(database, name)
+    except (SpecError, DatabaseUnreachable):
+        return None
+
+
+def _declared(found: Project, name: str) -> Context:
     migration = found.migration(name)
     if found.problems:
         terminal.note(f"{len(found.problems)} other declarations are wrong: zdm list says what")

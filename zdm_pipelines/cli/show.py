@@ -16,6 +16,7 @@ from zdm_pipelines.changes import kind_of
 from zdm_pipelines.changes.overview import KindRow
 from zdm_pipelines.cli import terminal
 from zdm_pipelines.model import holds as holds_
+from zdm_pipelines.model.lifecycle import Lifecycle
 from zdm_pipelines.model.migration import Migration
 from zdm_pipelines.model.states import Phase, State
 from zdm_pipelines.model.units import Unit, as_declared, for_people
@@ -31,15 +32,15 @@ _COLOUR = {
 }
 
 
-def next_step(migration: Migration, now: State) -> str:
-    """What to do now."""
-    lifecycle, run = migration.lifecycle, f"zdm run {migration.name}"
+def next_step(name: str, lifecycle: Lifecycle, now: State) -> str:
+    """What to do now with a migration."""
+    run = f"zdm run {name}"
     phase = lifecycle.next_phase(now)
     if phase is None:
         return "nothing: it is finished; the declaration may be removed"
     named = "" if phase in (Phase.EXPAND, Phase.BACKFILL) else f" --phase {phase.replace('_', '-')}"
     if now == State.PLANNED:
-        return f"zdm plan {migration.name}, then {run}{'' if lifecycle.unattended else named}"
+        return f"zdm plan {name}, then {run}{'' if lifecycle.unattended else named}"
     if now == State.ROLLED_BACK:
         return f"{run}{'' if lifecycle.unattended else named} to begin anew"
     if phase is Phase.SWITCH_READS and now != State.SWITCHING:
@@ -113,7 +114,7 @@ def plan(migration: Migration, found: Plan) -> RenderableType:
             if not step.in_transaction:
                 about.append(("", Text("stands alone, outside a transaction")))
             parts.append(Padding(Group(facts(about), terminal.sql(_once(step.sql, printed))), (0, 0, 1, 5)))
-    following = next_step(migration, found.state)
+    following = next_step(migration.name, migration.lifecycle, found.state)
     if found.state == State.PLANNED:
         following = following.rpartition(", then ")[2]
     parts.append(Text("Nothing was changed. ", style="green").append(f"Next: {following}"))
@@ -201,6 +202,7 @@ def status(migration: Migration, found: Status, against: Sequence[str] | None) -
         ("migration", Text(migration.name, style="bold")),
         ("table", Text(f"{migration.table_name} in database {migration.database}")),
         ("state", state(found.state)),
+        *([("declaration", Text(found.conflict, style="red"))] if found.conflict else []),
         *(("held" if not i else "", hold(migration.name, one)) for i, one in enumerate(found.holds)),
     ]
     if found.ranges:
@@ -228,7 +230,7 @@ def status(migration: Migration, found: Status, against: Sequence[str] | None) -
         else:
             rows.append(("contract", Text("nothing stands against it but the comparison of rows", style="green")))
     rows += [("events" if not i else "", Text(line, style="dim")) for i, line in enumerate(found.events)]
-    rows.append(("next", Text(next_step(migration, found.state))))
+    rows.append(("next", Text(next_step(migration.name, found.lifecycle, found.state))))
     return facts(rows)
 
 
@@ -249,6 +251,6 @@ def overview(rows: Sequence[tuple[Migration, Status | str]]) -> Table:
             f"{found.ranges_done}/{found.ranges}",
             f"{found.rows_moved:,}",
             f"{found.flag.percent} %" if found.flag else "",
-            Text(next_step(migration, found.state)),
+            Text(next_step(migration.name, found.lifecycle, found.state)),
         )
     return table

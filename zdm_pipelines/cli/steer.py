@@ -12,7 +12,7 @@ from rich.text import Text
 
 from zdm_pipelines.cli import show, terminal
 from zdm_pipelines.cli import tune as tune_
-from zdm_pipelines.cli.options import Defs, Every, Json, Name, Owner, one
+from zdm_pipelines.cli.options import Defs, Every, Json, Name, Owner, braking, one
 from zdm_pipelines.cli.terminal import verb
 from zdm_pipelines.model import holds
 from zdm_pipelines.model.errors import StateConflict
@@ -34,7 +34,7 @@ def pause_(
     json: Json = False,
 ) -> None:
     """Stop a backfill at its next batch, wherever it runs; it waits until the hold is lifted."""
-    context = one(defs, name)
+    context = braking(defs, name)
     pause.pause(context, reason=reason or f"paused by {_user()}", owner=owner, every=every)
     _show_holds(name, watch_.against(context), json=json)
 
@@ -44,7 +44,7 @@ def resume(
     name: Name, owner: Owner = holds.OPERATOR, every: Every = False, defs: Defs = None, json: Json = False
 ) -> None:
     """Lift one owner's hold; work goes on when no other stands."""
-    context = one(defs, name)
+    context = braking(defs, name)
     if not pause.resume(context, owner=owner, every=every):
         whom = f"database {context.migration.database}" if every else name
         terminal.note(f"{owner} had placed no hold on {whom}")
@@ -108,13 +108,13 @@ def flag(
     json: Json = False,
 ) -> None:
     """Show the share of keys that read the new shape, or set it."""
-    context = one(defs, name)
+    context = one(defs, name) if percent else braking(defs, name)
     if percent is not None:
         switch_reads.run(context, percent=percent)
     found = status.read(context)
     if found.flag is None:
         raise StateConflict(
-            name, f"is {found.state}: it has no flag", f"next: {show.next_step(context.migration, found.state)}"
+            name, f"is {found.state}: it has no flag", f"next: {show.next_step(name, found.lifecycle, found.state)}"
         )
     if json:
         terminal.as_json({"migration": name, "state": found.state, **asdict(found.flag)})

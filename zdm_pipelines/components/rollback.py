@@ -29,16 +29,17 @@ def of_migration(migration: Migration) -> dg.JobDefinition:
     """The rollback job of a migration."""
 
     def undo(context: dg.OpExecutionContext, config: RollbackConfig) -> None:
-        work = context_of(context, migration)
-        to = target(migration, config.to)
-        if migration.lifecycle.forgets_rows(to):  # what is paused would move the rows again
-            for line in continuation.cancel(context.instance, migration):
+        work = status.as_begun(context_of(context, migration))
+        begun = work.migration  # whatever the file declares by now
+        to = target(begun, config.to)
+        if begun.lifecycle.forgets_rows(to):  # what is paused would move the rows again
+            for line in continuation.cancel(context.instance, begun):
                 context.log.info("%s", line)
         state = rollback.run(work, to=to, force=config.force)
         ranges = status.read_ranges(work) if state != State.ROLLED_BACK else []
-        for line in books.correct(context.instance, migration, state, ranges):
+        for line in books.correct(context.instance, begun, state, ranges):
             context.log.info(line)
-        context.log.info("%s is %s", migration.name, state)
+        context.log.info("%s is %s", begun.name, state)
 
     targets = ", ".join(f"`{to}`" for to in migration.lifecycle.targets)
     description = f"Takes {migration.name} back, phase by phase, to the state `to`: {targets}."

@@ -10,7 +10,6 @@ from zdm_pipelines.engine.schema import locks
 from zdm_pipelines.engine.schema.sync import sync_reasons
 from zdm_pipelines.ledger import ranges
 from zdm_pipelines.model.capabilities import Sync
-from zdm_pipelines.model.errors import StateConflict
 from zdm_pipelines.model.lifecycle import Lifecycle, Need
 from zdm_pipelines.model.migration import Migration
 from zdm_pipelines.model.states import Phase, State
@@ -47,7 +46,7 @@ def reasons(
     if entry is None:
         first = lifecycle.next_step(state).sentence
         return [] if begins else [f"{migration.name} is planned: it never began; {first}"]
-    found = _declaration_reasons(entry, migration) if not begins else []
+    found = declaration_reasons(entry, migration) if not begins else []
     if not begins and state not in lifecycle.allowed(Phase.CONTRACT):
         found.insert(0, f"{migration.name} is {state}, contract begins from {lifecycle.undo_target(Phase.CONTRACT)}")
     if not begins and not lifecycle.active(state):
@@ -75,14 +74,10 @@ def _age(session: Session, since: object) -> float:
     return float(session.value("sync.seconds_since", since))
 
 
-def _declaration_reasons(entry: ledger.Entry, migration: Migration) -> list[str]:
-    try:
-        differing = entry.differences(migration)
-    except StateConflict as newer:
-        return [f"it {newer.fact}: {newer.way_out}"]
-    if not differing:
-        return []
-    return [f"it was expanded with another declaration of {', '.join(differing)}: put defs.yaml back, or roll back"]
+def declaration_reasons(entry: ledger.Entry, migration: Migration) -> list[str]:
+    """That the file declares otherwise than the migration was begun with: it tells nothing of what stands then."""
+    conflict = entry.conflict(migration)
+    return [f"it {conflict.fact}: {conflict.way_out}"] if conflict else []
 
 
 def _progress_reasons(session: Session, entry: ledger.Entry, lifecycle: Lifecycle) -> list[str]:

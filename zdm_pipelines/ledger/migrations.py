@@ -57,6 +57,16 @@ class Entry:
         """
         return declarations.read_change(self.name, self.change)
 
+    @property
+    def finished(self) -> bool:
+        """Whether nothing is left to do."""
+        return self.lifecycle.finished(self.state)
+
+    @property
+    def begun(self) -> bool:
+        """Whether the migration began and was not rolled back since: the stored declaration counts, not the file's."""
+        return self.lifecycle.is_past(self.state, State.ROLLED_BACK)
+
     def as_begun(self, migration: Migration) -> Migration:
         """The migration with the change that was stored: to take back what was done, not what a file says by now.
 
@@ -66,13 +76,33 @@ class Entry:
             return migration
         return migration.model_copy(update={"table": str(declarations.read_table(self.change)), "change": self.spec})
 
-    def differences(self, migration: Migration) -> list[str]:
-        """What a file declares otherwise than what was stored; empty: nothing.
+    def stored(self, database: str) -> Migration:
+        """The migration that was stored, for a file that is gone; what may change while it runs has its defaults.
+
+        Args:
+            database: its name among the declared ones.
 
         Raises:
             StateConflict: a newer version stored it.
         """
-        return declarations.differences(self.change, migration)
+        table = str(declarations.read_table(self.change))
+        return Migration(name=self.name, database=database, table=table, change=self.spec)
+
+    def conflict(self, migration: Migration) -> StateConflict | None:
+        """What stands against going on by a file: it declares otherwise than what was stored; None: it does not."""
+        if not self.begun:
+            return None
+        try:
+            differing = declarations.differences(self.change, migration)
+        except StateConflict as newer:
+            return newer
+        if not differing:
+            return None
+        return StateConflict(
+            self.name,
+            f"was begun with another declaration of {', '.join(differing)}",
+            "put defs.yaml back as it was; once rolled back it may change",
+        )
 
 
 def find(conn: Session, name: str) -> Entry | None:
@@ -131,16 +161,14 @@ def require(
         StateConflict: the migration is not, with what to run first.
     """
     entry = find(conn, migration.name)
+    conflict = entry.conflict(migration) if entry is not None and as_declared else None
+    # Of a declaration of another kind the states may be others: none of them says what to run first.
+    if entry is not None and conflict is not None and (entry.state in allowed or not entry.finished):
+        raise conflict
     if entry is None or entry.state not in allowed:
         now = entry.state if entry else State.PLANNED
-        way_out = (entry.lifecycle if entry else migration.lifecycle).next_step(now).sentence
+        way_out = (entry.lifecycle if entry and entry.begun else migration.lifecycle).next_step(now).sentence
         raise StateConflict(migration.name, f"is {now}, so that it cannot {to_do}", way_out)
-    if as_declared and (differing := entry.differences(migration)):
-        raise StateConflict(
-            migration.name,
-            f"was expanded with another declaration of {', '.join(differing)}",
-            "put defs.yaml back as it was; once rolled back it may change",
-        )
     return entry
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, NamedTuple
 
+from zdm_pipelines.model.lifecycle import Lifecycle
 from zdm_pipelines.model.names import TableName
 from zdm_pipelines.model.states import Phase, State
 
@@ -259,6 +260,7 @@ class Status:
 
     migration: str
     state: State
+    lifecycle: Lifecycle  # as the migration began, whatever a file declares today
     ranges: int
     ranges_done: int
     rows_moved: int
@@ -268,3 +270,4 @@ class Status:
     stragglers: tuple[str, ...]
     holds: tuple[Hold, ...]  # what stands against writing
     events: tuple[str, ...]  # the latest, newest first
+    conflict: str = ""  # that a file declares otherwise than the migration was begun with; empty: it does not

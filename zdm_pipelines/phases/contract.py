@@ -168,6 +168,8 @@ class _Contract:
         )
 
     def _stage(self, session: Session, entry: ledger.Entry | None, *, begins: bool) -> tuple[ledger.Entry, str]:
+        if entry is not None and (found := gate.declaration_reasons(entry, self.context.migration)):
+            raise GateRefused(self.context.name, found)
         change = present(self.context, session, entry) if entry else None
         found = reasons(self.context, session, entry, change, begins=begins) + list(self.more_reasons)
         if entry is not None and self.context.lifecycle.row_phase is Phase.CONTRACT:
@@ -415,4 +417,8 @@ def refusals(context: Context) -> list[str]:
     """What stands against contract now, without the comparison of rows; changes nothing."""
     with context.looking("status") as session:
         entry = ledger.find(session, context.name)
-        return reasons(context, session, entry, present(context, session, entry) if entry else None)
+        if entry is None or not entry.begun:  # the facts of an attempt that was rolled back are not the file's
+            return reasons(context, session, entry, None)
+        if found := gate.declaration_reasons(entry, context.migration):
+            return found
+        return reasons(context, session, entry, present(context, session, entry))

@@ -118,11 +118,11 @@ def _server(session: Session, thing: str) -> Iterator[Finding]:
 def _ledger(session: Session, thing: str) -> Iterator[Finding]:
     found, known = ledger.known_versions(session)
     if found is None:
-        yield _ok(thing, "has no ledger yet: the first expand makes it")
+        yield _ok(thing, "has no ledger yet: a migration's first phase makes it")
     elif found == known:
         yield _ok(thing, f"ledger is at version {found}")
     elif found < known:
-        yield _warning(thing, f"ledger is at version {found}, the next expand brings it to {known}")
+        yield _warning(thing, f"ledger is at version {found}, the next phase that runs brings it to {known}")
     else:
         yield Finding(
             verdict="problem",
@@ -194,7 +194,7 @@ def _signals(migration: Migration, around: Surroundings, *, made: bool) -> Itera
     for name, reading in watch.once(limits, around).items():
         thing = f"migration {migration.name}"
         if not made and "zdm.heartbeat" in reading.problem:
-            yield _ok(thing, f"signal {name} is read once expand has run")
+            yield _ok(thing, f"signal {name} is read once the migration has begun")
             continue
         verdict = watch.judge(limits[name], reading, paused=False)
         if reading.value is None:
@@ -220,10 +220,10 @@ def _migration(session: Session, context: Context) -> Generator[Finding, None, C
     """The table and the ledger; gives the table, unless the migration is finished."""
     thing = f"migration {context.name}"
     entry = ledger.find(session, context.name)
-    if entry is not None and context.lifecycle.finished(entry.state):
+    if entry is not None and entry.finished:
         yield _ok(thing, f"is {entry.state}: finished")
         return None
-    if entry is None or not context.lifecycle.active(entry.state):
+    if entry is None or not entry.begun:
         survey = look(session, context)
         rows = estimate_rows(session, survey.catalog)
         key = ", ".join(c.name for c in survey.catalog.key)
@@ -232,13 +232,8 @@ def _migration(session: Session, context: Context) -> Generator[Finding, None, C
         yield from (_warning(thing, w) for w in survey.warnings)
         return survey.catalog
     yield _ok(thing, f"is {entry.state}")
-    if differing := entry.differences(context.migration):
-        yield Finding(
-            verdict="problem",
-            thing=thing,
-            fact=f"was expanded with another declaration of {', '.join(differing)}",
-            way_out="put defs.yaml back as it was, or roll back first",
-        )
+    if (conflict := entry.conflict(context.migration)) is not None:
+        yield problem(conflict)
         return entry.catalog
     yield from _sync(session, context, entry)
     if Need.RETIRE in context.lifecycle.needs and context.lifecycle.awaits_contract(entry.state):

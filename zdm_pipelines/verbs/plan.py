@@ -41,11 +41,14 @@ def read(context: Context) -> Plan:
 
     Raises:
         PreflightError: the database cannot take the migration.
+        StateConflict: the migration was begun with another declaration.
         DatabaseUnreachable: no connection could be had.
     """
     with context.looking("plan") as session:
         entry = ledger.find(session, context.name)
-        if entry is not None and context.lifecycle.active(entry.state):
+        if entry is not None and entry.lifecycle.active(entry.state):
+            if (conflict := entry.conflict(context.migration)) is not None:
+                raise conflict
             catalog, change, warnings = entry.catalog, bound(context, entry), entry.catalog.warnings
         else:
             survey = look(session, context)

@@ -10,7 +10,7 @@ from zdm_pipelines.engine.context import Context
 from zdm_pipelines.model.errors import StateConflict
 from zdm_pipelines.model.states import Phase, State
 from zdm_pipelines.phases import backfill, contract, expand, switch_reads, validate
-from zdm_pipelines.phases.beginning import as_begun
+from zdm_pipelines.verbs import status
 
 
 def run(context: Context, *, to: State, force: bool = False) -> State:
@@ -23,7 +23,7 @@ def run(context: Context, *, to: State, force: bool = False) -> State:
     Raises:
         StateConflict: it is contracted, never began, or is not past `to`.
     """
-    context = context.outlast(lambda: _as_begun(context))
+    context = context.outlast(lambda: status.as_begun(context))
     lifecycle = context.lifecycle
     if to not in lifecycle.targets:
         raise StateConflict(
@@ -45,11 +45,6 @@ def run(context: Context, *, to: State, force: bool = False) -> State:
     return context.outlast(lambda: _state(context), reached=True)
 
 
-def _as_begun(context: Context) -> Context:
-    with context.looking("rollback") as session:
-        return as_begun(context, session)
-
-
 def _require_way_back(context: Context, now: State, to: State) -> None:
     lifecycle = context.lifecycle
     if now == State.PLANNED:
@@ -64,7 +59,13 @@ def _require_way_back(context: Context, now: State, to: State) -> None:
 
 
 def undone(context: Context, now: State, to: State) -> list[str]:
-    """What a rollback takes back, in order; empty when there is nothing, or it cannot be."""
+    """What a rollback takes back, in order; empty when there is nothing, or it cannot be.
+
+    Args:
+        context: as the migration was begun, see `status.as_begun`.
+    """
+    if to not in context.lifecycle.targets:
+        return []
     words = kind_of(context.migration).words(context.migration)
     general = {
         Phase.SWITCH_READS: f"all reads go back to the old shape (flag {context.migration.flag} to 0 %)",

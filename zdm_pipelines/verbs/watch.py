@@ -82,9 +82,9 @@ def look(context: Context, *, only: Collection[str] | None = None) -> Look:
             return Look(state=State.PLANNED)
         if not holds.exist(session):
             ledger.ensure(context.server)
-        if entry.state not in context.lifecycle.watched:
+        if entry.state not in entry.lifecycle.watched:
             found = _against(session, migration, tuning.effective(session, migration))
-            may_move = entry.state in context.lifecycle.moving_allowed
+            may_move = entry.state in entry.lifecycle.moving_allowed
             return Look(state=entry.state, against=tuple(found) if may_move else ())
         tuning.publish(session, migration)
         settings = tuning.effective(session, migration)

@@ -311,7 +311,7 @@ def test_doctor_reads_every_signal(zdm, database_of, defs):
     assert found["nothing"]["verdict"] == "problem"
     assert "it gave NULL that is no finite number" in found["nothing"]["fact"]
     assert "throttle.sql" in found["nothing"]["way_out"]
-    assert found["replication_lag"]["fact"] == "signal replication_lag is read once expand has run"
+    assert found["replication_lag"]["fact"] == "signal replication_lag is read once the migration has begun"
     assert found["replication_lag"]["verdict"] == "ok"
     zdm("run", NAME, "--to", "expand")
     found = {f["fact"].split()[1]: f for f in facts(zdm, status=1) if f["fact"].startswith("signal ")}

@@ -152,4 +152,4 @@ def test_what_never_began(conn: Connection, needs: frozenset[Need], expected: li
 def test_another_declaration(conn: Connection) -> None:
     entry = planted(conn, custom(EVERYTHING), State.SWITCHED)
     found = refused(conn, custom(EVERYTHING - {Need.SYNC}), entry)
-    assert "it was expanded with another declaration of wanted" in found[0]
+    assert "it was begun with another declaration of wanted" in found[0]

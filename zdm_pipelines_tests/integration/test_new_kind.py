@@ -103,7 +103,7 @@ def test_the_story(database: str, server: Cluster) -> None:
         assert list(report.sql) == [step.sql for step in printed.phases[Phase.EXPAND]]  # what ran was printed
         assert one(database, "SELECT obj_description('people'::regclass)") == "people"
         assert status.read(work(m, database)).state == State.EXPANDED
-        assert "finished" in show.next_step(m, State.EXPANDED)
+        assert "finished" in show.next_step(m.name, m.lifecycle, State.EXPANDED)
         assert rollback.run(work(m, database), to=State.ROLLED_BACK) == State.ROLLED_BACK
         assert dump(server, database) == before
 
