@@ -10,6 +10,7 @@ from itertools import count
 from typing import Any
 
 import pytest
+from psycopg import errors
 
 from zdm_pipelines import ledger
 from zdm_pipelines.dialects import server_at
@@ -25,7 +26,7 @@ from zdm_pipelines.model.errors import LockNotAcquired, MappingFailed
 from zdm_pipelines.model.migration import Backfill
 from zdm_pipelines.model.names import TableName
 from zdm_pipelines.model.values import Catalog, Key, Moved, Statement
-from zdm_pipelines_tests.helpers import Background, eventually, holding, one, sql
+from zdm_pipelines_tests.helpers import Background, eventually, holding, one, people, sql
 
 ROWS = 300
 EVENTS = f"""
@@ -351,3 +352,14 @@ def test_the_key_after_within_an_interval_of_a_composite_key(database: str, last
                 wanted = [key for key in every[place:] if key <= last]
                 expected = wanted[rows] if rows < len(wanted) else None
                 assert conn.rows.key_after(table, lower, None, rows=rows, last=last, wait=1.0) == expected
+
+
+def test_a_batch_that_may_hardly_wait_does_not_wait_for_ever(database: str) -> None:
+    people(database, 5)
+    write = Statement("UPDATE public.people SET note = '' WHERE id = 1")
+    with (
+        holding(database, "SELECT FROM people WHERE id = 1 FOR UPDATE"),
+        connected(database, purpose="test") as conn,
+        pytest.raises(errors.LockNotAvailable),
+    ):
+        conn.rows.write([write], wait=0.0001)

@@ -21,8 +21,9 @@ from zdm_pipelines.dialects.postgres.pair import PostgresPairs
 from zdm_pipelines.dialects.postgres.rows import PostgresRows
 from zdm_pipelines.dialects.postgres.statements import named_statements
 from zdm_pipelines.dialects.postgres.sync import PostgresSyncNotes
+from zdm_pipelines.dialects.postgres.timeouts import milliseconds
 from zdm_pipelines.dialects.server import Fault
-from zdm_pipelines.model.errors import DatabaseUnreachable, MappingFailed, MissingPrivilege, Problem
+from zdm_pipelines.model.errors import DatabaseUnreachable, MappingFailed, MissingPrivilege
 from zdm_pipelines.model.values import Statement
 
 
@@ -201,7 +202,7 @@ def set_deadline(conn: Connection, deadline: float) -> None:
     query(
         conn,
         "SELECT set_config('statement_timeout', $1, false), set_config('synchronous_commit', 'local', false)",
-        [f"{deadline * 1000:.0f}ms"],
+        [milliseconds(deadline)],
     )
 
 
@@ -314,8 +315,3 @@ def mapping(thing: str) -> Iterator[None]:
             raise
         fact = f"up or down fails for a row: {safe(error)}"
         raise MappingFailed(thing, fact, "correct that row, or the expression after a rollback") from None
-
-
-def problem(error: psycopg.Error, thing: str, way_out: str) -> Problem:
-    """A server error as a preflight finding."""
-    return Problem(thing, safe(error), way_out)

@@ -8,16 +8,12 @@ from typing import TYPE_CHECKING
 import psycopg
 from psycopg import errors
 
+from zdm_pipelines.dialects.postgres.timeouts import milliseconds
 from zdm_pipelines.model.names import TableName
 from zdm_pipelines.model.values import Statement
 
 if TYPE_CHECKING:
     from zdm_pipelines.dialects.postgres.connection import Connection
-
-
-def _milliseconds(seconds: float) -> str:
-    """As a setting has it; never 0, which stands for no limit."""
-    return f"{max(1, round(seconds * 1000))}ms"
 
 
 class PostgresLocks:
@@ -28,7 +24,7 @@ class PostgresLocks:
 
     def limit(self, *, lock: float, statement: float, idle: float) -> None:
         """Time-outs of the present transaction."""
-        self._conn.named("locks.limit", *(_milliseconds(seconds) for seconds in (lock, statement, idle)))
+        self._conn.named("locks.limit", *(milliseconds(seconds) for seconds in (lock, statement, idle)))
 
     def exclude(self, table: TableName) -> None:
         """Keep everybody else away from a table, reads too, until the present transaction ends."""
@@ -40,7 +36,7 @@ class PostgresLocks:
 
     def run_queueing(self, statement: Statement, *, wait: float) -> None:
         """Run a statement outside of transactions."""
-        self._conn.named("locks.wait_in_session", _milliseconds(wait))
+        self._conn.named("locks.wait_in_session", milliseconds(wait))
         try:
             self._conn.run(statement)
         finally:
@@ -56,7 +52,7 @@ class PostgresLocks:
         """Queue for a name; it is had by the session and outlives the transaction of the time-out."""
         try:
             with self._conn.transaction():
-                self._conn.named("locks.wait", _milliseconds(wait))
+                self._conn.named("locks.wait", milliseconds(wait))
                 self._conn.named("locks.queue", name)
         except errors.LockNotAvailable:
             return False

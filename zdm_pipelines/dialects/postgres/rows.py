@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from zdm_pipelines.dialects.postgres import keys, strides
+from zdm_pipelines.dialects.postgres.timeouts import milliseconds
 from zdm_pipelines.dialects.server import Batch, Committed, Heap
 from zdm_pipelines.model.values import Catalog, Key, Statement
 
@@ -29,11 +30,6 @@ FROM zdm_did WHERE migration_id = ${migration} AND ordinal = ${ordinal}
 RETURNING zdm_rows, pg_stat_get_xact_tuples_hot_updated(${oid}) - current_setting('zdm.hot')::bigint"""
 
 
-def _milliseconds(seconds: float | None) -> str:
-    """As a setting has it; 0 stands for no limit."""
-    return f"{0 if seconds is None else round(seconds * 1000)}ms"
-
-
 def counted(batch: Batch) -> Statement:
     """The last statement of a batch, together with the ledger's line of its range."""
     sql, values = batch.statements[-1]
@@ -52,7 +48,7 @@ class PostgresRows:
 
     def commit(self, batch: Batch) -> Committed | None:
         """Rows and checkpoint in one transaction, sent at once: its locks do not wait for our next word."""
-        limits = (_milliseconds(batch.lock_timeout), _milliseconds(batch.statement_timeout))
+        limits = (milliseconds(batch.lock_timeout), milliseconds(batch.statement_timeout))
         with self._conn.pipeline(), self._conn.transaction():
             self._conn.send("rows.begin_batch", *limits, batch.table)
             for statement in batch.statements[:-1]:
@@ -65,14 +61,14 @@ class PostgresRows:
     def write(self, statements: Sequence[Statement], *, wait: float) -> None:
         """Run the statements of one transaction that belong to no range, sent at once."""
         with self._conn.pipeline(), self._conn.transaction():
-            self._conn.send("rows.begin_batch", _milliseconds(wait), _milliseconds(None), 0)
+            self._conn.send("rows.begin_batch", milliseconds(wait), milliseconds(None), 0)
             for statement in statements:
                 self._conn.execute(statement.sql.encode(), statement.values or None)
 
     def try_out(self, statements: Sequence[Statement]) -> None:
         """Run the statements of a batch and take them back."""
         with self._conn.transaction(force_rollback=True):
-            self._conn.named("rows.begin_trial", _milliseconds(_TRIAL_WAIT))
+            self._conn.named("rows.begin_trial", milliseconds(_TRIAL_WAIT))
             for statement in statements:
                 self._conn.run(statement)
 
@@ -103,7 +99,7 @@ class PostgresRows:
         with self._conn.pipeline(), self._conn.transaction():
             # Whoever probes occupies a place of the database's budget. Without a time-out, somebody who rewrites the
             # table would block the probe and keep that place from other migrations.
-            self._conn.send("locks.wait", _milliseconds(wait))
+            self._conn.send("locks.wait", milliseconds(wait))
             probe = self._conn.execute(sql.encode(), values or None)
         found = probe.fetchone()
         return tuple(found[0]) if found else None

@@ -11,6 +11,7 @@ from psycopg import errors
 from psycopg.rows import TupleRow
 
 from zdm_pipelines.dialects.postgres.connection import Connection, connect, query
+from zdm_pipelines.dialects.postgres.timeouts import milliseconds
 from zdm_pipelines.model.signals import DEADLINE, Surroundings
 
 # How the server's statistics of statements know ours. At the end: some versions cut what stands before a statement.
@@ -69,7 +70,7 @@ class Session:
                 self._conn,
                 "SELECT set_config('statement_timeout', $1, false), set_config('default_transaction_read_only', $2, "
                 "false)",
-                [f"{DEADLINE * 1000:.0f}ms", "on" if self._read_only else "off"],
+                [milliseconds(DEADLINE), "on" if self._read_only else "off"],
             )
         return self._conn
 
