@@ -40,11 +40,7 @@ def _row(kind: Kind) -> KindRow:
         kind=kind.name,
         what=(kind.spec.__doc__ or "").strip().splitlines()[0],
         phases=tuple(phase.replace("_", " ") for phase in lifecycle.phases),
-        rows="taken away behind the gate"
-        if Need.DESTROYS in needs
-        else "filled or copied"
-        if Need.ROWS in needs
-        else "",
+        rows=_rows(needs),
         way_back=_way_back(lifecycle),
     )
 

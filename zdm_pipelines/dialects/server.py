@@ -39,17 +39,6 @@ class Fault(StrEnum):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Abilities:
-    """What a product can do, where products differ."""
-
-    product: str  # as people call it
-    transactional_ddl: bool  # schema changes and the ledger's state commit together
-    skip_locked: bool  # a batch passes over rows that somebody has locked
-    concurrent_index: bool  # an index is built while the table is written
-    identifier_bytes: int  # longer names are cut by the server, so they are refused
-
-
-@dataclass(frozen=True, kw_only=True)
 class Heap:
     """How the rows of a table lie; what the planner's statistics say is None where it was never analyzed."""
 
@@ -292,7 +281,6 @@ class Server(Protocol):
     """One database, reached by its URL."""
 
     url: str
-    abilities: Abilities
 
     def connect(self, *, purpose: str, deadline: float | None = None) -> AbstractContextManager[Session]:
         """A connection for one block, always closed.

@@ -38,7 +38,6 @@ class Entry:
     change: Mapping[str, Any]  # as it was declared when the migration began
     catalog: Catalog  # the table as it was before
     facts: Mapping[str, Any]  # what the kind learned of the table as the migration began
-    state_since: datetime
     switched_at: datetime | None
     tombstoned_at: datetime | None
     claims: Mapping[str, int] = field(default_factory=dict)  # oids of the relations that the migration holds, by name
@@ -118,11 +117,11 @@ def find(conn: Session, name: str) -> Entry | None:
 
 
 def _entry(row: Row, claims: Mapping[str, int]) -> Entry:
-    identity, name, state, version, change, catalog, since, switched_at, tombstoned_at = row
+    identity, name, state, version, change, catalog, switched_at, tombstoned_at = row
     return Entry(
         id=identity, name=name, state=_state(name, state), version=version, change=change,
         catalog=_CATALOG.validate_python(catalog), facts=catalog.get(_FACTS, catalog),
-        state_since=since, switched_at=switched_at, tombstoned_at=tombstoned_at, claims=claims,
+        switched_at=switched_at, tombstoned_at=tombstoned_at, claims=claims,
     )  # fmt: skip
 
 

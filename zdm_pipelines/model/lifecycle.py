@@ -133,11 +133,6 @@ class Lifecycle:
         """Whether the migration holds its relations: it began, and is neither finished nor rolled back."""
         return state not in (*_BEFORE, self.end)
 
-    @property
-    def active_states(self) -> frozenset[State]:
-        """Every state in which the migration holds its relations."""
-        return frozenset(state for state in self.states if self.active(state))
-
     def has(self, phase: Phase) -> bool:
         """Whether the change has a phase."""
         return phase in self.phases

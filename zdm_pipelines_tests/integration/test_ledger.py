@@ -117,7 +117,7 @@ def test_compare_and_set(url: str) -> None:
 )
 def test_only_declared_transitions(start: State, to: State) -> None:
     entry: Any = ledger.Entry(
-        id=1, name="m", state=start, version=1, change=to_store(M), catalog=None, facts={}, state_since=None, switched_at=None,  # type: ignore[arg-type]
+        id=1, name="m", state=start, version=1, change=to_store(M), catalog=None, facts={}, switched_at=None,  # type: ignore[arg-type]
         tombstoned_at=None,
     )  # fmt: skip
     with pytest.raises(StateConflict, match=f"cannot go from {start} to {to}"):

@@ -66,4 +66,4 @@ def test_states_of_a_replaced_column() -> None:
     assert {s for s in life.states if State.CONTRACTED in life.transitions(s)} == {State.TOMBSTONED}
     assert {s for s in life.states if State.TOMBSTONED in life.transitions(s)} == {State.SWITCHED}
     assert State.TOMBSTONED not in {s for s in life.states if State.ROLLED_BACK in life.transitions(s)}
-    assert set(life.states) - life.active_states == {State.CONTRACTED}
+    assert {state for state in life.states if not life.active(state)} == {State.CONTRACTED}

@@ -12,7 +12,7 @@ SELECT pg_get_userbyid(relowner) FROM pg_class
 WHERE oid = 'zdm.migration'::regclass AND NOT pg_has_role(relowner, 'USAGE');
 
 -- find: One migration's row, by its name.
-SELECT id, name, state, version, change, catalog, state_since, switched_at, tombstoned_at
+SELECT id, name, state, version, change, catalog, switched_at, tombstoned_at
 FROM zdm.migration WHERE name = $1;
 
 -- id: The number of a migration, by its name.

@@ -12,9 +12,8 @@ from zdm_pipelines.dialects.postgres.builds import HARMLESS
 from zdm_pipelines.dialects.postgres.connection import Connection, connect, connected, set_deadline, where
 from zdm_pipelines.dialects.postgres.signals import signal_named
 from zdm_pipelines.dialects.postgres.statements import named_statements
-from zdm_pipelines.dialects.server import Abilities
 from zdm_pipelines.model.errors import SpecError
-from zdm_pipelines.model.names import NAME_BYTES, TableName
+from zdm_pipelines.model.names import TableName
 from zdm_pipelines.model.signals import Signal, Surroundings
 from zdm_pipelines.model.throttle import Limit
 from zdm_pipelines.model.values import Step
@@ -24,14 +23,6 @@ _KINDS = "zdm_pipelines.dialects.postgres.kinds"
 
 class PostgresServer:
     """See `Server` for what each member is."""
-
-    abilities = Abilities(
-        product="Postgres",
-        transactional_ddl=True,
-        skip_locked=True,
-        concurrent_index=True,
-        identifier_bytes=NAME_BYTES,
-    )
 
     def __init__(self, url: str) -> None:
         self.url = url
