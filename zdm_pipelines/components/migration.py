@@ -1,4 +1,4 @@
-"""ZeroDowntimeMigration: one declared migration becomes a chain of assets and a rollback job."""
+"""ZeroDowntimeMigration: one declared migration becomes a chain of assets and the jobs that steer it."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from zdm_pipelines.model.migration import Database, Migration
 class ZeroDowntimeMigration(DeclaredComponent[Migration]):
     """One change to one table, made while the application reads and writes it.
 
-    It becomes the assets plan, expand, backfill, validate, switch_reads and contract, and the jobs
+    The declaration becomes the asset plan, one asset for each phase that its kind of change has, and the jobs
     pause_<name>, resume_<name>, tune_<name> and rollback_<name>.
     """
 

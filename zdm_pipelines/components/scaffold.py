@@ -40,9 +40,9 @@ attributes:
   #   flag: read_{name}  # what the application asks
   #   ramp: [1, 10, 50, 100]  # percent, one stage per materialization of switch_reads
   # contract:
-  #   confidence_window: 7d  # all reads on the new shape, before the old column is renamed away
+  #   confidence_window: 7d  # all reads on the new shape, before the old shape is renamed away
   #   tombstone_window: 1d  # then kept this long before it is dropped
-  #   straggler_window: 25h  # nobody wrote the old column for this long
+  #   straggler_window: 25h  # nobody wrote the old shape for this long
 """
 
 _DATABASE = """\

@@ -86,7 +86,7 @@ def _progress_reasons(session: Session, entry: ledger.Entry, lifecycle: Lifecycl
         return []
     known = ranges.progress(session, entry.id)
     if not known:
-        return ["no range was ever planned: run expand and backfill"]
+        return ["no range was ever planned: run expand again"]
     left = [r.range.partition for r in known if not r.done]
     if not left or lifecycle.row_phase is Phase.CONTRACT:
         return []

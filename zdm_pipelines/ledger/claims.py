@@ -16,9 +16,7 @@ from zdm_pipelines.ledger import declarations, schema
 from zdm_pipelines.model.errors import Problem, StateConflict
 from zdm_pipelines.model.migration import Migration
 from zdm_pipelines.model.states import State
-from zdm_pipelines.model.values import Catalog
-
-Relation = tuple[int, str]  # oid and name
+from zdm_pipelines.model.values import Catalog, Relation
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,12 +92,12 @@ def take(conn: Session, migration_id: int, name: str, relations: Sequence[Relati
         StateConflict: another migration holds one of them.
     """
     require_free(conn, name, relations)
-    _take_over(conn, name, [oid for oid, _ in relations])
+    _take_over(conn, name, [relation.oid for relation in relations])
     # By oid, so that two migrations over the same relations never wait for each other.
-    for place, (oid, called) in sorted(enumerate(relations), key=lambda claim: claim[1][0]):
-        if not conn.named("ledger.claim", oid, migration_id, place, called):
-            require_free(conn, name, [(oid, called)])
-            raise StateConflict(name, f"table {called} came under another migration meanwhile", _WAY_OUT)
+    for place, relation in sorted(enumerate(relations), key=lambda claim: claim[1].oid):
+        if not conn.named("ledger.claim", relation.oid, migration_id, place, str(relation.name)):
+            require_free(conn, name, [relation])
+            raise StateConflict(name, f"table {relation.name} came under another migration meanwhile", _WAY_OUT)
 
 
 def _take_over(conn: Session, name: str, oids: Sequence[int]) -> None:
@@ -121,7 +119,7 @@ def require_free(conn: Session, name: str, relations: Sequence[Relation]) -> Non
     Raises:
         StateConflict: another migration holds one of them.
     """
-    called = dict(relations)
+    called = {relation.oid: relation.name for relation in relations}
     for claim in claimed_by(conn, list(called)):
         if claim.migration != name:
             raise StateConflict(name, f"table {called[claim.relation]} {claim.fact}", _WAY_OUT)

@@ -21,7 +21,7 @@ from zdm_pipelines.model.errors import MissingPrivilege, StateConflict
 from zdm_pipelines.model.lifecycle import Lifecycle
 from zdm_pipelines.model.migration import Migration
 from zdm_pipelines.model.states import State
-from zdm_pipelines.model.values import Catalog
+from zdm_pipelines.model.values import Catalog, Relation
 
 _CATALOG: TypeAdapter[Catalog] = TypeAdapter(Catalog)
 _FACTS = "facts"
@@ -180,7 +180,7 @@ def register(conn: Session, migration: Migration, catalog: Catalog, facts: Mappi
     Raises:
         StateConflict: another migration holds this table.
     """
-    relations.require_free(conn, migration.name, [(catalog.oid, str(catalog.table))])
+    relations.require_free(conn, migration.name, [Relation(name=catalog.table, oid=catalog.oid)])
     stored = {**_CATALOG.dump_python(catalog, mode="json"), _FACTS: to_jsonable_python(dict(facts))}
     conn.named(
         "ledger.register", migration.name, catalog.oid, str(catalog.table),
@@ -198,15 +198,15 @@ def move(
     *,
     what: str,
     detail: Mapping[str, Any] | None = None,
-    claims: Sequence[relations.Relation] = (),
+    claims: Sequence[Relation] = (),
 ) -> Entry:
     """Compare-and-set to another state and append the event; a part of the caller's transaction, if there is one.
 
     A migration that begins claims its relations in the same transaction, one that ends gives them up.
 
     Args:
-        claims: oid and name of the relations of a migration that begins, in the order in which they are locked;
-            default: the declared table.
+        claims: the relations of a migration that begins, in the order in which they are locked; default: the declared
+            table.
 
     Raises:
         StateConflict: the transition does not exist, somebody else moved the migration meanwhile, or another migration
@@ -226,7 +226,7 @@ def move(
         if not life.active(to):
             relations.give_up(conn, entry.id)
         elif not life.active(entry.state):
-            wanted = claims or [(entry.catalog.oid, str(entry.catalog.table))]
+            wanted = claims or [Relation(name=entry.catalog.table, oid=entry.catalog.oid)]
             relations.take(conn, entry.id, entry.name, wanted)
         append(conn, entry.id, what, from_state=entry.state, to_state=to, detail=detail)
         found = find(conn, entry.name)

@@ -88,7 +88,7 @@ class Contract(Declared):
         description="All reads must have been on the new shape this long before the old one is renamed away.",
     )
     tombstone_window: Duration = Field(
-        default=written("1d"), description="How long the renamed old column is kept before it is dropped."
+        default=written("1d"), description="How long the old shape is kept out of sight before it is dropped."
     )
     straggler_window: Duration = Field(
         default=written("25h"),

@@ -13,6 +13,7 @@ from zdm_pipelines.engine.context import Context
 from zdm_pipelines.model.capabilities import Notes
 from zdm_pipelines.model.errors import PreflightError, Problem
 from zdm_pipelines.model.states import Phase, State
+from zdm_pipelines.model.values import Relation
 
 
 def look(session: Session, context: Context) -> Survey:
@@ -83,9 +84,9 @@ def begin(context: Context, session: Session, phase: Phase) -> tuple[ledger.Entr
     return entry, begins
 
 
-def claims(session: Session, change: Change) -> Sequence[tuple[int, str]]:
+def claims(session: Session, change: Change) -> Sequence[Relation]:
     """The relations of a change as the ledger claims them; what expand creates is found by its name."""
     return [
-        (relation.oid or session.value("catalog.oid", relation.name.sql), str(relation.name))
+        relation if relation.oid else replace(relation, oid=session.value("catalog.oid", relation.name.sql))
         for relation in change.relations
     ]

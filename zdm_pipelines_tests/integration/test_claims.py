@@ -14,13 +14,14 @@ from zdm_pipelines import ledger
 from zdm_pipelines.dialects import server_at
 from zdm_pipelines.dialects.postgres import catalog as catalogs
 from zdm_pipelines.dialects.postgres.connection import Connection, connected
-from zdm_pipelines.ledger.claims import Relation
 from zdm_pipelines.model import migration as model
 from zdm_pipelines.model.change import ChangeSpec
 from zdm_pipelines.model.errors import PreflightError, StateConflict
 from zdm_pipelines.model.lifecycle import Need
 from zdm_pipelines.model.migration import Migration
+from zdm_pipelines.model.names import TableName
 from zdm_pipelines.model.states import State
+from zdm_pipelines.model.values import Relation
 from zdm_pipelines.phases.beginning import look
 from zdm_pipelines.verbs import rollback
 from zdm_pipelines_tests.helpers import (
@@ -73,6 +74,10 @@ def begin(conn: Connection, entry: ledger.Entry, relations: Sequence[Relation] =
 
 def oid(url: str, table: str) -> int:
     return int(one(url, f"SELECT '{table}'::regclass::oid::bigint"))
+
+
+def relation(url: str, table: str) -> Relation:
+    return Relation(name=TableName.parse(table), oid=oid(url, table))
 
 
 def test_a_table_is_claimed_from_the_first_phase_to_the_end(url: str) -> None:
@@ -133,7 +138,7 @@ def test_two_sessions_claim_a_table_at_once(url: str, first_commits: bool) -> No
 
 
 def test_two_relations_in_either_order_never_lock_each_other_out(url: str) -> None:
-    both = [(oid(url, "people"), "public.people"), (oid(url, "pets"), "public.pets")]
+    both = [relation(url, "public.people"), relation(url, "public.pets")]
     pets = replaced(name="pets_name", table="pets")
     barrier = threading.Barrier(2)
 
@@ -163,7 +168,7 @@ def test_two_relations_in_either_order_never_lock_each_other_out(url: str) -> No
 
 def test_a_relation_that_another_change_made_is_claimed_too(url: str) -> None:
     with connected(url, purpose="test") as conn:
-        begin(conn, registered(conn, M), [(oid(url, "people"), "public.people"), (oid(url, "pets"), "public.pets")])
+        begin(conn, registered(conn, M), [relation(url, "public.people"), relation(url, "public.pets")])
         (held,) = ledger.claimed_by(conn, [oid(url, "pets")])
         assert (held.migration, held.name, held.state) == (M.name, "public.pets", State.EXPANDED)
         with pytest.raises(PreflightError, match="under migration people_display_name"):
@@ -188,7 +193,7 @@ def test_a_migration_without_a_claim_holds_its_table(url: str) -> None:
     with connected(url, purpose="test") as conn:
         entry = registered(conn, replaced(name="pets_name", table="pets"))
         with pytest.raises(StateConflict, match=r"table public\.people is under migration people_display_name"):
-            begin(conn, entry, [(oid(url, "people"), "public.people")])
+            begin(conn, entry, [relation(url, "public.people")])
     walk(M, url, State.CONTRACTED)
     expanded(OTHER, url)
 
