@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from typing import Protocol
 
 import psycopg
-from pydantic import TypeAdapter
 
 from zdm_pipelines.dialects.postgres import catalog as catalogs
 from zdm_pipelines.dialects.postgres.builds import text
 from zdm_pipelines.dialects.postgres.connection import Connection, attempt, safe, undone
 from zdm_pipelines.dialects.postgres.expressions import expression
+from zdm_pipelines.dialects.postgres.facts import StoredFacts
 from zdm_pipelines.dialects.postgres.indexes import Index, NewIndex, partitions
 from zdm_pipelines.model.errors import Problem
 from zdm_pipelines.model.names import TableName, fitted, quote
@@ -35,23 +35,10 @@ class Declared(Protocol):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Facts:
+class Facts(StoredFacts):
     """What the server said of a declaration before anything was changed; kept in the ledger as JSON."""
 
     new: NewIndex
-
-    @classmethod
-    def read(cls, stored: Mapping[str, Any]) -> Facts:
-        """The facts as the ledger has them."""
-        return _FACTS.validate_python(stored)
-
-    def stored(self) -> dict[str, Any]:
-        """The facts as JSON."""
-        found: dict[str, Any] = _FACTS.dump_python(self, mode="json")
-        return found
-
-
-_FACTS = TypeAdapter(Facts)
 
 
 def survey(conn: Connection, table: TableName, change: Declared) -> tuple[Catalog, Facts, list[Problem]]:

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
-from typing import Any
-
-from pydantic import TypeAdapter
 
 from zdm_pipelines.dialects.postgres import catalog as catalogs
 from zdm_pipelines.dialects.postgres.builds import HARMLESS
 from zdm_pipelines.dialects.postgres.connection import Connection
+from zdm_pipelines.dialects.postgres.facts import StoredFacts
 from zdm_pipelines.dialects.postgres.indexes import Index
 from zdm_pipelines.model.errors import Problem
 from zdm_pipelines.model.names import TableName, quote
@@ -29,23 +26,10 @@ class OldIndex:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Facts:
+class Facts(StoredFacts):
     """What the server said of the index before anything was changed; kept in the ledger as JSON."""
 
     old: OldIndex
-
-    @classmethod
-    def read(cls, stored: Mapping[str, Any]) -> Facts:
-        """The facts as the ledger has them."""
-        return _FACTS.validate_python(stored)
-
-    def stored(self) -> dict[str, Any]:
-        """The facts as JSON."""
-        found: dict[str, Any] = _FACTS.dump_python(self, mode="json")
-        return found
-
-
-_FACTS = TypeAdapter(Facts)
 
 
 def survey(conn: Connection, table: TableName, name: str) -> tuple[Catalog, Facts, list[Problem]]:

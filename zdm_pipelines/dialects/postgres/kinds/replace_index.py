@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any
-
-from pydantic import TypeAdapter
 
 from zdm_pipelines.dialects.postgres import catalog as catalogs
 from zdm_pipelines.dialects.postgres.connection import Connection, scalar
+from zdm_pipelines.dialects.postgres.facts import StoredFacts
 from zdm_pipelines.dialects.postgres.indexes import NewIndex
 from zdm_pipelines.dialects.postgres.kinds import add_index, drop_index
 from zdm_pipelines.model.errors import Problem
@@ -18,24 +15,11 @@ from zdm_pipelines.model.values import Catalog
 
 
 @dataclass(frozen=True, kw_only=True)
-class Facts:
+class Facts(StoredFacts):
     """What the server said of both indexes before anything was changed; kept in the ledger as JSON."""
 
     old: drop_index.OldIndex
     new: NewIndex
-
-    @classmethod
-    def read(cls, stored: Mapping[str, Any]) -> Facts:
-        """The facts as the ledger has them."""
-        return _FACTS.validate_python(stored)
-
-    def stored(self) -> dict[str, Any]:
-        """The facts as JSON."""
-        found: dict[str, Any] = _FACTS.dump_python(self, mode="json")
-        return found
-
-
-_FACTS = TypeAdapter(Facts)
 
 
 def survey(

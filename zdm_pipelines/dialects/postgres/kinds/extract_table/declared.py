@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Protocol
 
-from pydantic import TypeAdapter
-
+from zdm_pipelines.dialects.postgres.facts import StoredFacts
 from zdm_pipelines.model.names import TableName
 
 
@@ -53,21 +52,8 @@ class Declared(Protocol):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Facts:
+class Facts(StoredFacts):
     """What the server said of a declaration before anything was changed; kept in the ledger as JSON."""
 
     grants: tuple[str, ...] = ()  # statements that give the source's privileges on the new table
     collations: Mapping[str, str] = field(default_factory=dict)  # of key columns that have one of their own, as SQL
-
-    @classmethod
-    def read(cls, stored: Mapping[str, Any]) -> Facts:
-        """The facts as the ledger has them; other keys are none of theirs."""
-        return _FACTS.validate_python({k: v for k, v in stored.items() if k in cls.__dataclass_fields__})
-
-    def stored(self) -> dict[str, Any]:
-        """The facts as JSON."""
-        found: dict[str, Any] = _FACTS.dump_python(self, mode="json")
-        return found
-
-
-_FACTS = TypeAdapter(Facts)

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Protocol
-
-from pydantic import TypeAdapter
+from typing import Protocol
 
 from zdm_pipelines.dialects.postgres.children import Child
+from zdm_pipelines.dialects.postgres.facts import StoredFacts
 from zdm_pipelines.model.names import TableName
 
 
@@ -37,7 +36,7 @@ class Declared(Protocol):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Facts:
+class Facts(StoredFacts):
     """What the server said of a declaration before anything was changed; kept in the ledger as JSON."""
 
     where: str  # which rows, as the server prints it
@@ -45,16 +44,3 @@ class Facts:
     children: tuple[Child, ...] = ()  # parents first
     owner: str = ""  # to whom the archive is to belong; empty: to our role
     readers: tuple[str, ...] = ()  # roles that new tables of ours are granted to by default
-
-    @classmethod
-    def read(cls, stored: Mapping[str, Any]) -> Facts:
-        """The facts as the ledger has them."""
-        return _FACTS.validate_python(stored)
-
-    def stored(self) -> dict[str, Any]:
-        """The facts as JSON."""
-        found: dict[str, Any] = _FACTS.dump_python(self, mode="json")
-        return found
-
-
-_FACTS = TypeAdapter(Facts)
