@@ -37,7 +37,7 @@ app = typer.Typer(
     help="Zero-downtime database migrations: the verbs of a migration without Dagster.",
     no_args_is_help=True,
     add_completion=False,
-    pretty_exceptions_enable=False,  # they show local variables, and with them what must not be shown
+    pretty_exceptions_enable=False,  # pretty tracebacks show local variables, and passwords may be among these
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
@@ -67,7 +67,7 @@ class Last(StrEnum):
 
 
 def main() -> None:
-    """The command."""
+    """Run the command `zdm`."""
     terminal.stop_when_told()
     app()
 

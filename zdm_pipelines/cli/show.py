@@ -67,7 +67,7 @@ def facts(rows: Sequence[tuple[str, RenderableType]]) -> Table:
 
 
 def project(found: Project) -> Table:
-    """What is declared."""
+    """The declared migrations as a table."""
     table = Table("migration", "database", "table", "change", "declared at", box=None, pad_edge=False)
     for name, one in found.migrations.items():
         change = f"{one.change.kind} {kind_of(one).words(one).summary}"
@@ -84,7 +84,7 @@ def kinds(rows: Sequence[KindRow]) -> Table:
 
 
 def plan(migration: Migration, found: Plan) -> RenderableType:
-    """The dry run."""
+    """The dry run: each statement with its lock and its reason."""
     catalog, size = found.catalog, for_people(found.catalog.bytes, Unit.BYTES)
     rows: list[tuple[str, RenderableType]] = [
         ("migration", Text(migration.name, style="bold")),
@@ -169,7 +169,7 @@ def report(done: Report) -> RenderableType:
 
 def hold(name: str, one: Hold) -> Text:
     """A hold: whose, why, since when, and who ends it."""
-    owner = "" if holds_.is_signal(one.owner) else f"{one.owner}: "  # a signal's reason names it
+    owner = "" if holds_.is_signal(one.owner) else f"{one.owner}: "  # a signal's reason names the signal
     text = Text.assemble((owner, "bold"), one.reason, style="yellow")
     if one.owner == holds_.WINDOW:
         return text

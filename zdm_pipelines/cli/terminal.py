@@ -37,7 +37,7 @@ def _console(*, stderr: bool) -> Console:
 
 
 def out() -> Console:
-    """Where answers go."""
+    """The console on stdout, where answers go."""
     return _console(stderr=False)
 
 
@@ -53,7 +53,7 @@ def show(answer: RenderableType) -> None:
 
 
 def err() -> Console:
-    """Where errors, progress and questions go."""
+    """The console on stderr, where errors, progress and questions go."""
     return _console(stderr=True)
 
 

@@ -17,7 +17,7 @@ from zdm_pipelines.model.errors import SpecError
 from zdm_pipelines.model.migration import Migration
 from zdm_pipelines.model.tuning import Settings, declared_settings
 
-# Of what a run reads, and yet not while it runs.
+# Settings that a run reads, and that cannot change while the run lasts.
 _FIXED = {
     "backfill.range_rows": ("expand cut the ranges with it", "change it in defs.yaml and run expand again"),
     "backfill.max_runs": ("it is the limit of Dagster's pool", "change it in defs.yaml"),

@@ -25,7 +25,7 @@ _PARTITIONS_PER_RUN = 100
 
 
 class BackfillConfig(dg.Config):
-    """How rows are worked on."""
+    """How a run works on rows."""
 
     repair: bool = Field(
         default=False, description="Take rows that disagree from the old shape, also in ranges that are done."
@@ -33,7 +33,7 @@ class BackfillConfig(dg.Config):
 
 
 class ValidateConfig(dg.Config):
-    """What is compared."""
+    """What a run of validate compares."""
 
     full: bool = Field(
         default=False, description="Compare every row, also of ranges that nobody wrote since they were compared."
@@ -146,7 +146,7 @@ def _row_work(migration: Migration, phase: Phase, work_on: Callable[..., Generat
     )
     def row_work(context: dg.AssetExecutionContext, config: BackfillConfig) -> Iterator[dg.AssetMaterialization]:
         continuation.mark(context.instance, context.run, migration)
-        pools.begin(context.instance, migration)  # expanded from the command line, it has none yet
+        pools.begin(context.instance, migration)  # a migration that was expanded from the command line has no pool yet
         done: set[str] = set()
 
         def line(rows: int, seconds: float, detail: str) -> str:
@@ -202,7 +202,7 @@ def _handing_over(
     try:
         yield
     except RolledBack as error:
-        # Nobody asked for it any more: no failure.
+        # Nobody asks for the rest of the run any more, so the run did not fail.
         if not continuation.is_second_try(context.run):
             raise
         continuation.rolled_back(instance, context.run)
@@ -213,7 +213,7 @@ def _handing_over(
         # became of a batch when it was lost is looked up by whoever moves the range next.
         known = not isinstance(error, DatabaseUnreachable) or continuation.is_second_try(context.run)
         run = instance.get_run_by_id(context.run.run_id)
-        # One that was found lost meanwhile is started again by others.
+        # A run that was found lost meanwhile is started again by others.
         if not known or not left or run is None or run.is_finished or not continuation.can_hand_over(instance):
             raise
         pools.shut(instance, migration)  # opened again when nothing stands against writing
@@ -262,7 +262,7 @@ def _validate(migration: Migration) -> dg.AssetsDefinition:
             for check in report.checks
         ]
         if all(check.passed for check in report.checks):
-            # Handed over together, so that the evaluations speak of this materialization.
+            # Materialization and results are yielded together, so that the evaluations speak of this materialization.
             yield dg.MaterializeResult(asset_key=key, metadata=metadata.of_report(report), check_results=results)
             return
         yield from results

@@ -18,7 +18,7 @@ MIGRATION = "zdm/migration"
 PHASE = "zdm/phase"
 ATTEMPT = "zdm/attempt"  # which attempt at the migration a run belongs to: a rollback ends it
 ENDED = "zdm/ended"  # "paused": the run stopped before its ranges were done, and said so
-LEFT = "zdm/left"  # "yes": of what it left, something is not queued yet; "queued"
+LEFT = "zdm/left"  # "yes": some of the ranges that the run left are not queued yet; else "queued"
 REASON = "zdm/reason"
 CONTINUES = "zdm/continues"  # id of the paused run
 
@@ -53,7 +53,7 @@ def mark(instance: dg.DagsterInstance, run: dg.DagsterRun, migration: Migration)
         {
             MIGRATION: migration.name,
             PHASE: str(migration.lifecycle.row_phase),
-            # What goes on with this run goes before what was queued behind it: validate, say.
+            # A continuation of this run goes before runs that were queued behind this one, such as validate.
             _PRIORITY: run.tags.get(_PRIORITY, "1"),
             _MAX_RETRIES: _RETRIES,
             "dagster/retry_strategy": "ALL_STEPS",

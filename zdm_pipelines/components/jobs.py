@@ -14,7 +14,7 @@ from zdm_pipelines.model.migration import Migration
 
 
 def of_verb(migration: Migration, verb: str, work: Callable[..., None], description: str) -> dg.JobDefinition:
-    """The job `<verb>_<name>`. It is in no pool: it must not wait behind what it steers.
+    """The job `<verb>_<name>`, which is in no pool: a verb must not wait behind the runs that it steers.
 
     Args:
         work: takes the op's context and its config; an annotated dg.Config.

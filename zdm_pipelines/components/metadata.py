@@ -21,7 +21,7 @@ def markdown(text: str) -> dg.MarkdownMetadataValue:
 
 
 def bullets(lines: Iterable[str]) -> dg.MarkdownMetadataValue:
-    """A list."""
+    """A list in Markdown."""
     return markdown("\n".join(f"- {line}" for line in lines))
 
 

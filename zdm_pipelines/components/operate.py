@@ -16,7 +16,7 @@ from zdm_pipelines.verbs import pause, watch
 
 
 class PauseConfig(dg.Config):
-    """Why, and who."""
+    """Why the migration is paused, and by whom."""
 
     reason: str = Field(default="paused in the UI", description="Shown wherever the hold is shown.")
     owner: str = Field(default="operator", description="Whose hold it is: the same owner lifts it.")
@@ -24,7 +24,7 @@ class PauseConfig(dg.Config):
 
 
 class ResumeConfig(dg.Config):
-    """Whose hold."""
+    """Whose hold is lifted."""
 
     owner: str = Field(default="operator", description="Lifts the hold of this owner, and no other.")
     database: bool = Field(default=False, description="Lift a hold on every migration of the database.")

@@ -28,7 +28,7 @@ def against_contract(instance: dg.DagsterInstance, migration: Migration, ranges:
         for phase in phases
         if phase not in (row_phase, Phase.CONTRACT) and latest[phase] is None
     ]
-    # What destroys rows is behind this gate itself.
+    # Row work that destroys rows stands behind this gate itself.
     if row_phase is Phase.BACKFILL and (missing := books.missing_ranges(instance, migration, ranges)):
         named = ", ".join(missing[:_NAMED]) + (", …" if len(missing) > _NAMED else "")
         reasons.append(f"{len(missing)} of {len(ranges)} ranges are not materialized in Dagster: {named}")

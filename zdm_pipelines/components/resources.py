@@ -39,7 +39,7 @@ class DatabaseResource(dg.ConfigurableResource[None]):
         )
 
     def url(self) -> str:
-        """The URL.
+        """The URL, read from the environment now.
 
         Raises:
             SpecError: the environment variable is not set.

@@ -13,7 +13,7 @@ from zdm_pipelines.verbs import rollback, status
 
 
 class RollbackConfig(dg.Config):
-    """What to undo."""
+    """How far a rollback goes."""
 
     to: str = Field(
         default=State.ROLLED_BACK.value,

@@ -77,7 +77,7 @@ class MigrationScaffolder(dg.Scaffolder[BaseModel]):
     """Writes a migration to fill in."""
 
     def scaffold(self, request: dg.ScaffoldRequest[BaseModel]) -> None:
-        """Write defs.yaml."""
+        """Write the `defs.yaml` of a migration."""
         database = f"{request.type_name.rpartition('.')[0]}.Database"
         kind = KINDS["replace_column"]
         _write(
@@ -97,6 +97,6 @@ class DatabaseScaffolder(dg.Scaffolder[BaseModel]):
     """Writes a database to fill in."""
 
     def scaffold(self, request: dg.ScaffoldRequest[BaseModel]) -> None:
-        """Write defs.yaml."""
+        """Write the `defs.yaml` of a database."""
         name = _name(request)
         _write(request, _DATABASE.format(type=request.type_name, name=name, variable=f"ZDM_{name.upper()}_URL"))

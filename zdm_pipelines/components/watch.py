@@ -134,7 +134,7 @@ def follow(instance: dg.DagsterInstance, migration: Migration, look: watch.Look)
 
 
 def _resume(database: Database, migrations: Sequence[Migration]) -> dg.ScheduleDefinition:
-    # A schedule has a target, of assets that are partitioned alike at most. It launches nothing itself.
+    # Dagster wants a target, of assets that are partitioned alike; this schedule launches nothing itself.
     plans = [keys.asset_key(migration, keys.PLAN) for migration in migrations]
 
     @dg.schedule(
@@ -161,7 +161,7 @@ def _resume(database: Database, migrations: Sequence[Migration]) -> dg.ScheduleD
                 lines.append(follow(context.instance, migration, look))
             else:
                 pools.widen(context.instance, migration)
-            # Also while it is held: the queue keeps the backfill open, and the pool keeps the queue shut.
+            # Also while the migration is held: the queue keeps the backfill open, and the pool keeps the queue shut.
             lines += _continue(context, migration)
         return dg.SkipReason("; ".join(lines) or "no backfill is under way")
 

@@ -1,9 +1,9 @@
 """Server: what everything above asks of a database product; each product is a folder beside this module.
 
-Statements are of two kinds. Those whose text never changes are named blocks of a product's `.sql` files, run by
-`Session.named` and `Session.value`. Those that name the user's tables and columns are made by the product's modules as
-values (`Statement`, `Step`), which can be printed before `Session.run` runs them; what needs several statements or
-reads their answers is a method of one of the session's groups (`rows`, `locks`, `sync`, …).
+Statements are of two kinds. Statements whose text never changes are named blocks of a product's `.sql` files, run by
+`Session.named` and `Session.value`. Statements that name the user's tables and columns are made by the product's
+modules as values (`Statement`, `Step`), which can be printed before `Session.run` runs them; what needs several
+statements or reads their answers is a method of one of the session's groups (`rows`, `locks`, `sync`, …).
 
 Drivers raise their own errors. `DatabaseError` of the package `dialects` catches them, `fault` says which kind one is.
 """
@@ -69,7 +69,7 @@ class Committed:
     """What a batch did."""
 
     rows: int
-    hot: int  # of them, rows that moved in place
+    hot: int  # of the rows written, those that moved in place
 
 
 class Rows(Protocol):
@@ -204,7 +204,7 @@ class SyncNotes(Protocol):
 
 
 class Pairs(Protocol):
-    """Comparing two tables."""
+    """The statements that compare two tables."""
 
     def prepare(self, *, along: bool, processes: int) -> None:
         """Settings of a session that compares.
@@ -221,7 +221,7 @@ class Session(Protocol):
 
     @property
     def rows(self) -> Rows:
-        """Row work."""
+        """The statements of row work."""
         ...
 
     @property
@@ -236,7 +236,7 @@ class Session(Protocol):
 
     @property
     def pairs(self) -> Pairs:
-        """Comparing two tables."""
+        """The statements that compare two tables."""
         ...
 
     def named(self, name: str, *values: Any) -> list[Row]:

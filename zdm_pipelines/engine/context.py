@@ -41,7 +41,7 @@ class Context:
 
     @property
     def name(self) -> str:
-        """The migration's name."""
+        """The name of the migration."""
         return self.migration.name
 
     @property

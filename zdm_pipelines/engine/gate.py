@@ -75,7 +75,7 @@ def _age(session: Session, since: object) -> float:
 
 
 def declaration_reasons(entry: ledger.Entry, migration: Migration) -> list[str]:
-    """That the file declares otherwise than the migration was begun with: it tells nothing of what stands then."""
+    """The reason that a file which declares otherwise than the migration was begun with is against contract."""
     conflict = entry.conflict(migration)
     return [f"it {conflict.fact}: {conflict.way_out}"] if conflict else []
 

@@ -10,9 +10,9 @@ from zdm_pipelines.model.migration import Backfill
 
 SMALLEST = 10  # rows; below it the cost of a transaction is all there is
 _REMEMBERED = 10  # batches
-_ENOUGH = 3  # batches to have seen before it grows
+_ENOUGH = 3  # batches that were measured before the size grows
 _GROWTH = 1.25  # at most, from one batch to the next
-_ROOM = 0.9  # of the target: where growing ends, so that it does not swing
+_ROOM = 0.9  # share of the target at which growing ends, so that the size does not swing
 _SMALL = 100  # rows; less than full speed makes no smaller batch, or its transaction would be most of the cost
 
 
@@ -55,7 +55,7 @@ class Pace:
         with self._lock:
             if seconds > self._target:
                 self._per_row.clear()
-                # Never more than before: a time-out may have taken it below the smallest.
+                # Never more rows than before: a time-out may have taken the size below the smallest.
                 self.rows = max(min(SMALLEST, self.rows), min(self.rows, rows // 2))
                 return
             self._per_row.append(seconds / max(1, rows))

@@ -10,11 +10,11 @@ import threading
 
 from zdm_pipelines.model.clock import SYSTEM, Clock
 
-_FIRST = 1 / 16  # of full speed, when a run begins: eight workers at it are half a worker
+_FIRST = 1 / 16  # share of full speed at which a run begins: eight workers at this speed are half a worker
 _LEAST = 1 / 64
 # Growth in a second, until the first hold: full speed in four seconds. A signal needs half a second to see too much.
 _STARTING = 2.0
-_REGAINING = 1.1  # growth in a second after a hold: what it halved is back in seven seconds
+_REGAINING = 1.1  # growth in a second after a hold: the speed that the hold halved is back in seven seconds
 _LONG = 100.0  # seconds in which any share grows to all
 
 

@@ -26,7 +26,7 @@ _LOSSES = 5
 
 
 def silent(_: str) -> None:
-    """Tell nobody."""
+    """Take a line and tell nobody."""
 
 
 def take(conn: Session, name: str, *, shared: bool = False, wait: float = BUSY_SECONDS) -> bool:
@@ -55,7 +55,7 @@ def hold_run(conn: Session, run: str) -> None:
         MigrationBusy: somebody asks for it all the time.
     """
     # Shared: the same run may be back before the server noticed that its last session is gone. Whoever asks
-    # `run_lives` holds it for a moment.
+    # `run_lives` holds the lock for a moment.
     if not take(conn, _run_lock(run), shared=True, wait=1.0):
         raise MigrationBusy(f"run {run}", "cannot show that it lives", "it tries again")
 

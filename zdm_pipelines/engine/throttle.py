@@ -1,8 +1,8 @@
 """Throttle: between batches, say how large the next one is, and when to wait because the database suffers.
 
-A governor lives in each run. It reads the declared signals, the holds of the ledger and what was tuned since, most
-several times a second, and what it cannot read counts as bad. What it sees it writes to the ledger as holds, so that
-other runs, sensors and people know.
+A governor lives in each run. The governor reads the declared signals, the holds of the ledger and what was tuned since,
+most several times a second, and counts as bad what it cannot read. Bad signals are written to the ledger as holds, so
+that other runs, sensors and people know.
 """
 
 from __future__ import annotations
@@ -90,7 +90,7 @@ class Governor:
                 ramp.stops(too_fast=any(is_signal(owner) for owner in found))
             else:
                 ramp.goes_on()
-        # Before anything was read of it, what is declared may be tuned away.
+        # Until the ledger was read, a signal that is declared may have been tuned away.
         return found, self._informed and any(v.critical for v in verdicts)
 
     def _verdicts(self) -> list[Verdict]:
@@ -146,7 +146,7 @@ class Governor:
     def rest(self, seconds: float, stop: threading.Event) -> None:
         """Rest after a batch that took so long, as `nice` and the share of full speed ask."""
         begun = self._clock.monotonic()
-        # Asked again and again: while a long rest is under way it may be tuned, and the share grows.
+        # The rest is computed again and again: while a long one is under way `nice` may be tuned, and the share grows.
         while (left := seconds * self._rest_times() - (self._clock.monotonic() - begun)) > 0:
             if self._clock.wait(stop, min(left, _LOOK)):
                 return
@@ -168,10 +168,10 @@ class Governor:
     def _watch(self, settings: Settings) -> None:
         limits = settings.throttle.watched(replicas=bool(self._around.replicas))
         with self._lock:
-            if self._stopped.is_set():  # nobody would stop them again
+            if self._stopped.is_set():  # nobody would stop those watchers again
                 return
             kept = {n: w for n, w in self._watches.items() if n in limits and limits[n].same_signal(self._limits[n])}
-            # All or none: those that cannot be made leave everything as it is.
+            # All signals are made, or none: one that cannot be made leaves everything as it is.
             made = {name: signals.signal_named(name, limits[name], self._around) for name in limits if name not in kept}
             for name in self._watches.keys() - kept.keys():
                 self._watches[name].stop()
@@ -238,7 +238,7 @@ class Governor:
         return watch is None or watch.is_first
 
     def _retune(self, conn: Session) -> None:
-        # What is not understood may be the limit that should have stopped us: it counts as a hold.
+        # A tuned value that is not understood may be the limit that should have stopped us, so it counts as a hold.
         settings = tuning.effective(conn, self._migration)
         if settings != self.settings:
             self._watch(settings)

@@ -36,7 +36,7 @@ def measure(name: str, signal: Signal) -> Reading:
         return Reading(signal=name, value=None, problem=f"{type(error).__name__}: {error}")
     value = measured.value
     if isinstance(value, bool) or not isinstance(value, (int, float, Decimal)) or not math.isfinite(value):
-        # Never the value: it may be anything that the query finds.
+        # The value is never shown: the query may find anything.
         said = "NULL" if value is None else f"a {type(value).__name__}"
         return Reading(signal=name, value=None, problem=f"it gave {said} that is no finite number")
     return Reading(signal=name, value=float(value), source=measured.source)

@@ -34,5 +34,5 @@ def flag_settled(conn: Session, migration_id: int, *, seconds: float) -> bool:
 
 
 def drop_flag(conn: Session, migration_id: int) -> None:
-    """Remove a flag."""
+    """Remove the flag of a migration."""
     conn.named("ledger.drop_flag", migration_id)

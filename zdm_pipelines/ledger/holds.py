@@ -1,7 +1,7 @@
 """Holds: "do not write now", each with an owner and a reason. Work goes on when none stands.
 
 Whoever places a hold lifts that hold and no other: a signal that recovers lifts the signal's hold, never an
-operator's. Those of signals expire by themselves, so that a watcher that died holds nobody for ever.
+operator's. Holds of signals expire by themselves, so that a watcher that died holds nobody for ever.
 """
 
 from __future__ import annotations

@@ -91,7 +91,7 @@ def finish(conn: Session, migration_id: int, ordinal: int, *, seconds: float, wa
     conn.named("ledger.finish_range", migration_id, ordinal, seconds, wal_bytes, retries)
 
 
-# -- what was proven of them ------------------------------------------------------------------------------
+# -- what was proven of ranges ------------------------------------------------------------------------------
 
 
 class Proof(NamedTuple):
@@ -99,7 +99,7 @@ class Proof(NamedTuple):
 
     ordinal: int
     proof: dict[str, Any] | None  # None: nothing that may be believed
-    batches: int  # that moved rows of the range so far
+    batches: int  # how many batches moved rows of the range so far
 
 
 def has_proofs(conn: Session) -> bool:

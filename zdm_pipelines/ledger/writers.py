@@ -14,7 +14,7 @@ class Failure(NamedTuple):
 
     code: str  # SQLSTATE
     application: str
-    at: datetime  # the latest of them
+    at: datetime  # when the latest such row was written
 
 
 # By shape, the block that finds who named the shape in a write: alone or beside the other one, since such a write fails

@@ -20,7 +20,7 @@ class Need(StrEnum):
     EXPAND = "expand"  # steps that add the new shape
     SYNC = "sync"  # both shapes are mirrored while they live
     ROWS = "rows"  # row work over ranges
-    DESTROYS = "destroys"  # that row work takes rows away: the whole gate stands before its first batch
+    DESTROYS = "destroys"  # the row work takes rows away: the whole gate stands before its first batch
     PARITY = "parity"  # old and new shape are compared, row by row
     ENFORCE = "enforce"  # constraints and indexes that must stand
     CHECKS = "checks"  # further verdicts on the data
@@ -65,12 +65,13 @@ def _states(phase: Phase, needs: frozenset[Need], *, first: bool) -> tuple[State
     if phase is Phase.BACKFILL:
         return (State.BACKFILLING, State.BACKFILLED)
     if phase is Phase.VALIDATE:
-        # What begins with steps that stand outside transactions must say that it began, or a killed one is unknown.
+        # A migration that begins with steps outside of transactions must say that it began, or nobody knows of a killed
+        # one.
         return (State.BUILDING, State.VALIDATED) if first else (State.VALIDATED,)
     if phase is Phase.SWITCH_READS:
         return (State.SWITCHING, State.SWITCHED)
     kept = (State.TOMBSTONED,) if Need.TOMBSTONE in needs else ()
-    # Where nothing is kept, a rollback must know that what is to go may be gone already.
+    # Where no tombstone is kept, a rollback must know that the old shape may be gone already.
     under_way = (State.CONTRACTING,) if first or Need.DESTROYS in needs or not kept else ()
     return (*under_way, *kept, State.CONTRACTED)
 

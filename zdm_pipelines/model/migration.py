@@ -106,7 +106,7 @@ class Migration(Declared):
     )
     database: str = Field(pattern=r"^[a-z][a-z0-9_]*$", description="Name of a declared database.")
     table: str = Field(min_length=1, description="schema.table; parts that hold a dot or quote in double quotes.")
-    change: ChangeSpec  # while it runs, the union of all kinds: see `set_kinds`
+    change: ChangeSpec  # at run time the union of all kinds, see `set_kinds`
     backfill: Backfill = Backfill()
     throttle: Throttle = Throttle()
     allowed: Windows = Field(
@@ -146,7 +146,7 @@ class Migration(Declared):
 
     @property
     def table_name(self) -> TableName:
-        """The table, parsed."""
+        """The name of the table, parsed."""
         return TableName.parse(self.table)
 
     @property

@@ -30,7 +30,7 @@ class Signal(Protocol):
     samples: int  # readings that make a value, for those who look only now and then
 
     def read(self) -> Measured:
-        """Read it now."""
+        """Measure the signal now."""
         ...
 
     def close(self) -> None:
@@ -45,4 +45,4 @@ class Surroundings:
     url: str
     catalog: Catalog  # the table that is backfilled
     replicas: Mapping[str, str] = field(default_factory=dict)  # URLs by what the user calls them
-    clock: Clock = SYSTEM  # of those who watch, too
+    clock: Clock = SYSTEM  # the clock of those who watch, too

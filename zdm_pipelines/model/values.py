@@ -270,4 +270,4 @@ class Status:
     stragglers: tuple[str, ...]
     holds: tuple[Hold, ...]  # what stands against writing
     events: tuple[str, ...]  # the latest, newest first
-    conflict: str = ""  # that a file declares otherwise than the migration was begun with; empty: it does not
+    conflict: str = ""  # how a file contradicts what the migration was begun with; empty: the two agree

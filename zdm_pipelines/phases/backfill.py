@@ -17,7 +17,7 @@ attempt_of = row_work.attempt_of
 @outlasting
 def undo(context: Context) -> None:
     """Forget the progress. The values stay in the new shape, which the sync keeps up to date."""
-    ledger.ensure(context.server)  # it may have been made by an earlier version
+    ledger.ensure(context.server)  # the ledger may be of an earlier version
     with context.session("rollback") as session:
         entry = ledger.require(
             session, context.migration, context.lifecycle.allowed(Phase.BACKFILL), to_do="undo backfill"

@@ -145,4 +145,4 @@ def undo(context: Context, *, force: bool = False) -> None:
             raise StateConflict(
                 context.name, f"expand cannot be undone: {safe(error)}", "then roll back again; nothing was changed"
             ) from None
-        ledger.forget_writes(session, entry.id)  # not under the lock: it may be many rows
+        ledger.forget_writes(session, entry.id)  # not under the lock: there may be many rows to forget

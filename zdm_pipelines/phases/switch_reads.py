@@ -36,7 +36,7 @@ def _shown(context: Context, percent: int) -> str:
 
 
 def run(context: Context, *, percent: int | None = None) -> Report:
-    """Move the flag.
+    """Move the flag to a percentage.
 
     Args:
         percent: 0 to 100; default: the next stage of the declared ramp.

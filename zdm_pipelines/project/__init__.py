@@ -119,7 +119,7 @@ _Model = typing.TypeVar("_Model", Migration, Database)
 def _by_name(
     found: list[tuple[Place, _Model]], what: str, problems: list[SpecError]
 ) -> dict[str, tuple[Place, _Model]]:
-    """Those with a name of their own; where two share one, none can be meant."""
+    """The declarations by name; where two share a name, neither can be meant."""
     kept: dict[str, tuple[Place, _Model]] = {}
     twice: set[str] = set()
     for place, one in found:

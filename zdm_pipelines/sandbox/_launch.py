@@ -26,7 +26,7 @@ def main() -> None:
     if sys.platform == "linux":
         # After setuid, which would clear it again.
         ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, death_signal, 0, 0, 0)
-    if os.getppid() != parent:  # it died before the kernel was asked
+    if os.getppid() != parent:  # the parent died before the kernel was asked
         sys.exit(1)
     os.execvp(command[0], command)  # noqa: S606 - no shell is the point
 

@@ -65,7 +65,7 @@ class RunOutcome:
 
 
 class DagsterClient:
-    """Presses Dagster's buttons.
+    """A client that presses the buttons of Dagster's UI.
 
     Args:
         services: the running web UI.

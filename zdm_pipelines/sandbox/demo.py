@@ -86,7 +86,7 @@ class Demo:
         self.outcome = outcome
 
     def run(self) -> None:
-        """All phases."""
+        """Run all phases of the demo."""
         time.sleep(_LOOK_AROUND)
         with self.phase("plan"):
             self.materialize("plan")

@@ -1,6 +1,6 @@
 """Demo project: the Dagster project that the demo's users would have, written into a folder.
 
-It is what any project looks like that has this package installed: three files and a folder of YAML.
+Any project that has this package installed looks like this one: three files and a folder of YAML.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ attributes:
 
 
 def write(folder: Path, *, rows: int, instance: Path) -> Path:
-    """Write the project.
+    """Write the files of the project.
 
     Args:
         rows: of the table that it migrates, for the size of a range.

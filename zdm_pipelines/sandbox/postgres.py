@@ -60,7 +60,7 @@ class Cluster:
 
     @property
     def replica(self) -> Server:
-        """The streaming replica.
+        """The streaming replica of the primary.
 
         Raises:
             SandboxError: this cluster has none.
@@ -130,7 +130,7 @@ class Cluster:
         if not self.primary.initialized:
             self.primary.initialize()
             if self._standby.data.exists():
-                shutil.rmtree(self._standby.data)  # it followed another primary
+                shutil.rmtree(self._standby.data)  # the replica followed another primary
         found = (self.primary.data / "PG_VERSION").read_text().strip()
         if found != str(self._version):
             raise SandboxError(

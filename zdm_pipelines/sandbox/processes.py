@@ -129,7 +129,7 @@ def session_members(session: int) -> list[psutil.Process]:
         try:
             if os.getsid(process.pid) == session and is_alive(process):
                 members.append(process)
-        except (OSError, psutil.Error):  # it ended while we looked, or is none of ours
+        except (OSError, psutil.Error):  # the process ended while we looked, or is none of ours
             continue
     return members
 

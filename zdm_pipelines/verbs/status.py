@@ -14,7 +14,7 @@ from zdm_pipelines.phases import beginning
 
 
 def read(context: Context) -> Status:
-    """One reading.
+    """Read where a migration stands.
 
     Raises:
         DatabaseUnreachable: no connection could be had.

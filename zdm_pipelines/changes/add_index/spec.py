@@ -50,5 +50,5 @@ class AddIndex(IndexSpec, ChangeSpec):
         return frozenset({Need.ENFORCE})
 
     def names(self) -> Mapping[str, str]:
-        """The index."""
+        """The name of the index that is built."""
         return {"index": self.name}

@@ -28,5 +28,5 @@ class DropIndex(ChangeSpec):
         return frozenset({Need.RETIRE})
 
     def names(self) -> Mapping[str, str]:
-        """The index."""
+        """The name of the index that goes."""
         return {"index": self.name}

@@ -54,7 +54,7 @@ down: "jsonb_build_object('theme', theme, 'notifications', notifications_enabled
             tombstoned=bound.tombstoned,
         )
         target = change.new.table_name
-        created = bound.claims.get(str(target), 0)  # its oid, once expand has made it
+        created = bound.claims.get(str(target), 0)  # the oid of the new table, once expand has made the table
         steps = sql.ExtractSteps(statements, created)
         nulls = steps.nulls()
         return Change(

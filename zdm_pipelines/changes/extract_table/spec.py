@@ -67,7 +67,7 @@ class NewTable(Declared):
 
     @property
     def table_name(self) -> TableName:
-        """The table, parsed."""
+        """The name of the new table, parsed."""
         return TableName.parse(self.table)
 
 

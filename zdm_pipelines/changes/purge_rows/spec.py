@@ -56,7 +56,7 @@ class PurgeRows(ChangeSpec):
 
     @property
     def archive_name(self) -> TableName | None:
-        """The archive, parsed."""
+        """The name of the archive, parsed."""
         return None if self.archive is None else TableName.parse(self.archive.table)
 
     @property

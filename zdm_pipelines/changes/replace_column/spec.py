@@ -46,5 +46,5 @@ class ReplaceColumn(ChangeSpec):
         return frozenset(Need) - {Need.DESTROYS, Need.CHECKS}
 
     def names(self) -> Mapping[str, str]:
-        """Both columns."""
+        """The names of both columns."""
         return {"old column": self.old, "new column": self.new.name}

@@ -31,5 +31,5 @@ class ReplaceIndex(ChangeSpec):
         return frozenset({Need.ENFORCE, Need.RETIRE})
 
     def names(self) -> Mapping[str, str]:
-        """Both indexes."""
+        """The names of both indexes."""
         return {"old index": self.old, "new index": self.new.name}

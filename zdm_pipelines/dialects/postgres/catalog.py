@@ -144,7 +144,7 @@ def missing_privileges(conn: Connection, table: TableName) -> list[Problem]:
                 f"GRANT TEMPORARY ON DATABASE {quote(database)} TO {quote(conn.info.user)}",
             )
         )
-    # A schema that does not exist is told with its table.
+    # A schema that does not exist is told of together with its table.
     if conn.value("catalog.may_create_in", table.schema) is False:
         found.append(
             Problem(

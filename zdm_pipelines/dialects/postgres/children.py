@@ -22,8 +22,8 @@ class Fate(StrEnum):
     """What happens to child rows when their parent goes."""
 
     REFUSES = "refuses"  # the parent stays
-    DELETED = "deleted"  # they go first
-    CLEARED = "cleared"  # the server sets their reference to NULL or the default
+    DELETED = "deleted"  # child rows go before their parent
+    CLEARED = "cleared"  # the server sets the reference of the child rows to NULL or the default
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,7 +74,7 @@ class Tree:
     def narrow(self, *, wait: bool) -> Iterator[str]:
         """Statements that hold the child rows of held rows, then let go of rows that cannot go."""
         if childless := self.childless():
-            # Again, now that the rows are locked: what was committed meanwhile is seen only now.
+            # Asked again, now that the rows are locked: rows that were committed meanwhile are seen only now.
             yield self.root.keep(f"{self.root.table} WHERE {self.root.held} AND {childless}")
         held = [c for c in self.children if c.fate is not Fate.REFUSES]
         for child in held:

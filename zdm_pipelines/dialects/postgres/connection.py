@@ -75,7 +75,7 @@ class Connection(psycopg.Connection[TupleRow]):
 
     @property
     def rows(self) -> PostgresRows:
-        """Row work."""
+        """The statements of row work."""
         return PostgresRows(self)
 
     @property
@@ -90,7 +90,7 @@ class Connection(psycopg.Connection[TupleRow]):
 
     @property
     def pairs(self) -> PostgresPairs:
-        """Comparing two tables."""
+        """The statements that compare two tables."""
         return PostgresPairs(self)
 
 
@@ -224,7 +224,7 @@ def attempt(conn: Connection) -> Iterator[None]:
         yield
     finally:
         conn.execute("ROLLBACK TO SAVEPOINT zdm_attempt")
-        conn.execute("RELEASE SAVEPOINT zdm_attempt")  # else it hides an outer one of the same name
+        conn.execute("RELEASE SAVEPOINT zdm_attempt")  # else this savepoint hides an outer one of the same name
 
 
 def query(conn: Connection, sql: str, params: Any = None) -> list[TupleRow]:

@@ -45,7 +45,7 @@ def between(
             number = first + len(params)
             parts.append(f"{row(key)} {operator} {bound(key, number)}")
             if len(key) > 1:
-                # Implied; without it the planner does not see an interval and may read the whole table.
+                # This follows from the condition above, but without it the planner may read the whole table.
                 parts.append(f"{columns(key[:1])} {operator.rstrip('=')}= (${number}::text[])[1]::{key[0].type}")
             params.append(list(value))
     return " AND ".join(parts) or "true", params

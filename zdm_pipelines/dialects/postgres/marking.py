@@ -12,8 +12,8 @@ def block(marking: Marking, migration_id: int, key: Column) -> str:
     listed = ",".join(f'"{bound}"' for bound in marking.bounds).replace("'", "''")
     bucket = f"pg_catalog.width_bucket(NEW.{quote(key.name)}, '{{{listed}}}'::{key.type}[])"
     setting = f"zdm.written_{migration_id}_"
-    # A session's setting goes with the transaction that set it, line and all, but for one that was prepared: there
-    # the line is still open, or gone, while the setting stays. So it names the transaction until that is known to
+    # A session's setting goes with the transaction that set it, line and all, but for one that was prepared: there the
+    # line is still open, or gone, while the setting stays. So the setting names the transaction until that is known to
     # be committed.
     return f"""
   DECLARE

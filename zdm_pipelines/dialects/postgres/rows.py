@@ -159,7 +159,7 @@ WHERE zdm_at > 0 AND zdm_at % zdm_rows = 0 AND (zdm_count - zdm_at) * 2 >= zdm_r
         return [tuple(found) for (found,) in self._conn.run(Statement(sql, values))]
 
     def wal_bytes(self) -> int:
-        """This session's own from Postgres 18 on."""
+        """Bytes of WAL written so far: by this session from Postgres 18 on, else by the whole server."""
         if self._conn.info.server_version >= 180000:
             self._conn.named("rows.flush_statistics")
             own = self._conn.value("rows.own_wal")

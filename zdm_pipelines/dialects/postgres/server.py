@@ -68,7 +68,7 @@ class PostgresServer:
         )
 
     def kind(self, name: str) -> Any:
-        """This product's part of a kind of change."""
+        """The part of a kind of change that Postgres has."""
         try:
             return importlib.import_module(f"{_KINDS}.{name}")
         except ModuleNotFoundError as error:

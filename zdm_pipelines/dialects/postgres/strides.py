@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 _INTEGERS = ("bigint", "integer", "smallint")
 _DENSE = 2  # numbers for each row, up to which the index is asked for the numbers of a pass
-_LARGEST = 2**62  # beyond it, adding to a number might be too much for its type
+_LARGEST = 2**62  # numbers beyond this one might, added to, be too large for their type
 
 Among = Callable[[str], str]  # from a predicate over a row to the same over the rows of a pass
 
@@ -59,5 +59,5 @@ def among(key: Sequence[Column], passes: int, number: int, lower: Key | None, up
     # then takes about its share.
     name = next((column.name for column in reversed(key) if column.type in _INTEGERS), None)
     spread = f"pg_catalog.hashint8({quote(name)})" if name is not None else "pg_catalog.hashtid(ctid)"
-    # In this order: it costs less than the mapping, which is then evaluated once for each row.
+    # The number is asked first: it costs less than the mapping, which is then evaluated once for each row.
     return lambda wanted: f"CASE WHEN ({spread} & {passes - 1}) = {number} THEN {wanted} END"

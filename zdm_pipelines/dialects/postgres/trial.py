@@ -91,7 +91,8 @@ class Trial:
                     self.conn.execute(single.encode(), prepare=True)
                 if scalar(self.conn, _WHOLE_ROW, [self.name]):
                     problems.append(Problem(thing, "reads the whole row", f"name the columns that {which} reads"))
-                # As a trigger computes it: over these columns and nothing else, no system column either.
+                # The expression is evaluated as in a trigger: over these columns and nothing else, no system column
+                # either.
                 listed = ", ".join(quote(c) for c in found) or "1 AS zdm_none"
                 alone = f"EXPLAIN {select} (SELECT {listed} FROM {self.shape}) AS {alias}{together}"
                 self.conn.execute(alone.encode(), prepare=True)

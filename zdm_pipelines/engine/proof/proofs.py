@@ -2,10 +2,10 @@
 
 Who writes leaves a line. Each validate begins a new *epoch*: a number that the sync function holds in its body. For
 every row whose columns matter, the function finds the row's range (its *bucket*) and adds (epoch, bucket) to
-zdm.written in the application's own transaction, unless that line is there. That it is, is kept in a setting of the
-session. A transaction or savepoint that is rolled back takes line and setting back together; a session whose settings
-are reset looks again. Only a prepared transaction parts them, so the setting names its transaction until that is known
-to be committed.
+zdm.written in the application's own transaction, unless that line is there. A setting of the session remembers that the
+line is there. A transaction or savepoint that is rolled back takes line and setting back together; a session whose
+settings are reset looks again. Only a prepared transaction parts them, so the setting names its transaction until that
+is known to be committed.
 
 Why no write is missed. Say a range agreed in a snapshot S, taken in epoch e after all transactions had ended that had
 written to the table before the function of e was in place. Every later look reads zdm.written in a snapshot L.
@@ -51,7 +51,7 @@ from zdm_pipelines.model.capabilities import Comparison, Marking, Notes, Sync
 from zdm_pipelines.model.errors import LockNotAcquired
 from zdm_pipelines.model.values import KeyRange, RangeProgress, Statement
 
-# How long the writers from before are waited for. Without them all is compared as well, but not remembered.
+# How long writers that began before are waited for. If they take longer, all rows are compared, and no proof is kept.
 PATIENCE = 10.0
 
 

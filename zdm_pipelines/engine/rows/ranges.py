@@ -1,7 +1,7 @@
 """Ranges: cut a table into primary-key intervals without reading it.
 
-A block sample of the table (TABLESAMPLE SYSTEM) is sorted by key and its quantiles become the cuts. It serves every
-key type and composite keys alike, needs no fresh statistics, and reads a bounded number of pages.
+A block sample of the table (TABLESAMPLE SYSTEM) is sorted by key and its quantiles become the cuts. Such a sample
+serves every key type and composite keys alike, needs no fresh statistics, and reads a bounded number of pages.
 """
 
 from __future__ import annotations

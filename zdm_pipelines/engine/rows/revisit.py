@@ -70,8 +70,9 @@ class _Waiting:
 class _Unseen:
     """The rows that waited when the pass had ended: each is visited once, and who comes to wait later is not asked for.
 
-    Those that the pass found locked are among them. No other pass is made: it would also meet rows that come to wait in
-    front of it, as fast as it goes. The keys of all are kept, as few as the application has locked or written since.
+    Rows that the pass found locked are among them. No other pass is made: another pass would also meet rows that come
+    to wait in front of it, as fast as it goes. The keys of all are kept, as few as the application has locked or
+    written since.
     """
 
     walked = False

@@ -14,11 +14,11 @@ from zdm_pipelines.dialects.server import Heap, Session
 from zdm_pipelines.engine.sessions import Tell, silent
 
 MOST_PASSES = 8  # more make the windows larger than they make the table smaller
-_SMALL = 100  # pages of a table that is done before it matters
+_SMALL = 100  # pages of a table whose rows are moved before strides pay
 _SCATTERED = 0.5  # correlation below which a batch takes few rows of each page anyway
 _ENOUGH = 5_000  # rows of later passes that tell whether they move in place
-_WORTH = 0.1  # share of them
-_REST = 60.0  # seconds after which it is tried again
+_WORTH = 0.1  # share of these rows that must move in place for strides to go on
+_REST = 60.0  # seconds of plain batches before strides are tried again
 
 
 def choose(heap: Heap | None) -> int:

@@ -135,7 +135,7 @@ class RangeWorker:
     def _batches(self, wanted: KeyRange, bounds: Bounds, window: Window, number: int, *, first: bool) -> None:
         """A pass of a window: one transaction, and more where rows spread unevenly."""
         rows = 0
-        # It ends, also where a trigger of the application's makes every row that is moved wait anew.
+        # The pass ends, also where a trigger of the application's makes every row that is moved wait anew.
         while self._batch(wanted, bounds, window, number, first=first) and rows < window.span:
             rows += self.control.pace.next_rows
 
@@ -173,7 +173,7 @@ class RangeWorker:
         """Wait before a batch is tried again, or make it smaller; raises what speaks against that."""
         kind, thing = fault(error), f"{self.name} range {wanted.partition}"
         if kind is Fault.LOCK_BUSY:
-            # Somebody rewrites the table or builds an index on it: that is waited for like a held row.
+            # Whoever rewrites the table or builds an index on it is waited for, like whoever holds a row.
             self.retries += 1
             time.sleep(random.uniform(0.05, 0.2))
             tries.blocked_since = self.patience.now() if tries.blocked_since is None else tries.blocked_since
@@ -223,7 +223,7 @@ class RangeWorker:
             checkpoint=window.upper if first and number == window.passes - 1 else None,
             unless=size if window.passes > 1 else None,
             lock_timeout=LOCK_SECONDS,
-            # A single row cannot be split: it may take what it takes.
+            # A batch of a single row cannot be split, so no time ends the batch.
             statement_timeout=None if size == 1 else self.control.statement_timeout(),
         )
 

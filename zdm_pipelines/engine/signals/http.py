@@ -55,7 +55,7 @@ class Http:
             self._understand = lambda body: read_field(body, field)
 
     def read(self) -> Measured:
-        """Ask the service.
+        """Ask the service for the number.
 
         Raises:
             ValueError: the answer is no number, or the token is missing.

@@ -32,7 +32,7 @@ ShapeOf = Callable[[Key], Shape]
 
 
 def always(shape: Shape) -> ShapeOf:
-    """This shape for every entity: code that no flag switches."""
+    """One shape for every entity: code that no flag switches."""
     return lambda _: shape
 
 
@@ -137,7 +137,7 @@ class Requests:
             self.find(session, shape, key)
 
     def insert(self, session: Session, writes: ShapeOf) -> None:
-        """Make an entity."""
+        """Make one entity, in the shape of the code."""
         key = self._new_key()
         facts = tuple(map(self._value, self.application.facts))
         parameters: Parameters = dict(zip(self._names, facts, strict=True))

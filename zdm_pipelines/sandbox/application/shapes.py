@@ -75,7 +75,7 @@ class Application:
     mine: str  # gives at most %(rows)s keys for client %(client)s of %(clients)s, none of them another client's
     old: Shape
     new: Shape | None = None  # none: the migration changes nothing that the code sees
-    flag: str | None = None  # that switches the reads of new code to the new shape
+    flag: str | None = None  # the flag that switches the reads of new code to the new shape
     # Whether new code writes the new shape only where the flag is on: elsewhere its row may not be there yet.
     # Otherwise new code writes the new shape once there is the flag.
     writes_follow_reads: bool = False

@@ -15,6 +15,6 @@ class DiskUsed(OnPrimary):
     every = 10.0  # asks the file system for the size of every file
 
     def read(self) -> Measured:
-        """Add them up."""
+        """Add up the sizes of databases and WAL."""
         databases, wal = self.session.query(_USED)[0]
         return Measured(value=databases + wal)

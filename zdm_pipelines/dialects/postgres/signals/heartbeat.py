@@ -8,9 +8,9 @@ from __future__ import annotations
 from zdm_pipelines.dialects.postgres.signals.session import OnPrimary, Session
 from zdm_pipelines.model.signals import Measured, Surroundings
 
-# Written at once to the WAL, so that replicas get it, but no synchronous replica is waited for: it may be the one
-# that hangs. Several watchers share the beats. Beats of the future are a clock's or a failover's leftovers: with
-# them, nothing would look late.
+# A beat is written to the WAL at once, so that replicas get the beat, but no synchronous replica is waited for: that
+# replica may be the one that hangs. Several watchers share the beats. Beats of the future are a clock's or a failover's
+# leftovers: with them, nothing would look late.
 _BEAT = """
 WITH zdm_set AS MATERIALIZED (SELECT set_config('synchronous_commit', 'local', true)),
 zdm_forgotten AS (DELETE FROM zdm.heartbeat WHERE at < clock_timestamp() - interval '1 hour' AND random() < 0.01
@@ -37,7 +37,7 @@ class HeartbeatLag(OnPrimary):
         }
 
     def read(self) -> Measured:
-        """The slowest replica's."""
+        """The lag of the slowest replica."""
         beat(self.session)
         worst = Measured(value=0.0)
         for name, replica in self.replicas.items():
@@ -53,7 +53,7 @@ class HeartbeatLag(OnPrimary):
         return worst
 
     def close(self) -> None:
-        """Close every connection."""
+        """Close the connection to every replica."""
         super().close()
         for replica in self.replicas.values():
             replica.close()

@@ -16,7 +16,7 @@ _WITH_COMMIT = "SELECT ({read}) FROM zdm.schema_version FOR KEY SHARE"
 
 
 def p95(values: list[float]) -> float:
-    """The 95th percentile."""
+    """The 95th percentile of some values."""
     return sorted(values)[int(len(values) * 0.95)]
 
 

@@ -5,11 +5,10 @@ from __future__ import annotations
 from zdm_pipelines.dialects.postgres.signals.session import THIS_DATABASE, OnPrimary
 from zdm_pipelines.model.signals import Measured
 
-# pg_locks, application names and pg_blocking_pids are shown to every role.
-# Who waits for a row waits for the transaction that changed it, and the first in the row's queue holds the row's tuple
-# lock meanwhile; tuple locks are held by those who wait, and by nobody else.
-# pg_blocking_pids stops all locking for a moment, so it is asked only of those who wait. It also tells who stands in
-# front in a queue, such as our DDL that waits itself.
+# pg_locks, application names and pg_blocking_pids are shown to every role. Who waits for a row waits for the
+# transaction that changed it, and the first in the row's queue holds the row's tuple lock meanwhile; tuple locks are
+# held by those who wait, and by nobody else. pg_blocking_pids stops all locking for a moment, so the function is asked
+# only of sessions that wait. Its answer has also who stands in front in a queue, such as our DDL that waits itself.
 _WAITS = f"""
 WITH zdm_waiter AS MATERIALIZED (
   SELECT pid, bool_or(relation = $1::oid AND database = {THIS_DATABASE} AND (NOT granted OR locktype = 'tuple')) AS here
@@ -27,5 +26,5 @@ class LockWaits(OnPrimary):
     """Sessions of others that wait for a lock on the table or one of its rows, or that a session of ours blocks."""
 
     def read(self) -> Measured:
-        """Count them."""
+        """Count the sessions that wait for a lock."""
         return Measured(value=self.session.query(_WAITS, [self.catalog.oid])[0][0])

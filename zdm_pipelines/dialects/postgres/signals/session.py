@@ -75,7 +75,7 @@ class Session:
         return self._conn
 
     def close(self) -> None:
-        """Close it; the next query opens it again."""
+        """Close the connection; the next query opens another."""
         if self._conn is not None:
             self._conn.close()
             self._conn = None

@@ -27,7 +27,7 @@ class _Sessions(OnPrimary):
     by_state: bool
 
     def read(self) -> Measured:
-        """Count them."""
+        """Count the sessions that this signal is about."""
         count, disabled, unseen = self.session.query(_COUNT.format(counted=self.counted))[0]
         if unseen:
             raise hidden(f"{unseen} sessions are")

@@ -18,7 +18,7 @@ class Sql:
         self.session = Session(around.url, purpose=f"throttle {limit.name}", read_only=True)
 
     def read(self) -> Measured:
-        """Ask it.
+        """Run the query that is declared.
 
         Raises:
             ValueError: it gives something other than one row of one column.
@@ -33,5 +33,5 @@ class Sql:
         return Measured(value=rows[0][0])
 
     def close(self) -> None:
-        """Close the connection."""
+        """Close the connection of the query."""
         self.session.close()

@@ -20,7 +20,8 @@ _NOT_COUNTED = re.compile(
     r"""zdm[._]|"zdm"|^\s*(begin|start\s+transaction|savepoint|release|set|reset|show|discard)\b""", re.IGNORECASE
 )
 
-# Without texts: they lie in a file, which would be read each time. What runs inside functions is part of the call.
+# The texts of statements are left out: they lie in a file, which would be read each time. What runs inside functions is
+# part of the call.
 _COUNTS = """
 SELECT userid::bigint, queryid, sum(calls)::float8, sum(total_exec_time)::float8 / 1000 AS zdm_seconds
 FROM {schema}.pg_stat_statements(false) WHERE dbid = {database} AND toplevel GROUP BY userid, queryid"""

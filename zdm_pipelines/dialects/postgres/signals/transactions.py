@@ -6,9 +6,9 @@ from zdm_pipelines.dialects.postgres.signals.session import NOT_OURS, THIS_DATAB
 from zdm_pipelines.dialects.postgres.signals.sessions import HIDDEN, untracked
 from zdm_pipelines.model.signals import Measured
 
-# This database only: a snapshot keeps the rows of its own database. Those of replicas and slots reach further, and are
-# no transactions. A vacuum's own transaction is ignored by every other vacuum. Of a prepared transaction the server
-# knows when it was prepared, not when it began.
+# Only transactions of this database count: a snapshot keeps the rows of its own database. Those of replicas and slots
+# reach further, and are no transactions. A vacuum's own transaction is ignored by every other vacuum. Of a prepared
+# transaction the server knows when it was prepared, not when it began.
 _OLDEST = f"""
 WITH zdm_open AS (
   SELECT coalesce(nullif(application_name, ''), 'unnamed application') || ', pid ' || pid AS who, xact_start AS since,
@@ -27,7 +27,7 @@ class OldestTransaction(OnPrimary):
     """Seconds since the oldest open transaction of others began; 0 without any."""
 
     def read(self) -> Measured:
-        """Its age, and whose it is."""
+        """The age of the oldest transaction, and whose it is."""
         found = self.session.query(_OLDEST)
         if not found:
             return Measured(value=0.0)

@@ -14,7 +14,7 @@ SELECT extract(epoch FROM clock_timestamp() - at)::float8,
   greatest(0, pg_current_wal_insert_lsn() - lsn)::float8  -- after a failover the new primary may stand further back
 FROM zdm.heartbeat WHERE at BETWEEN clock_timestamp() - interval '5 s' AND clock_timestamp() ORDER BY at LIMIT 1"""
 
-# Lost: the server has given the slot up and keeps nothing for it.
+# A lost slot: the server has given the slot up and keeps nothing for it.
 _SLOTS = """
 SELECT slot_name::text, greatest(0, pg_current_wal_lsn() - restart_lsn)::float8 AS kept FROM pg_replication_slots
 WHERE restart_lsn IS NOT NULL AND wal_status IS DISTINCT FROM 'lost' ORDER BY kept DESC LIMIT 1"""
@@ -42,7 +42,7 @@ class ArchiveBacklog(OnPrimary):
     every = 2.0  # lists a folder, which is long just when archiving fails
 
     def read(self) -> Measured:
-        """Count them."""
+        """Count the files that wait for the archive."""
         # Two statements: in one, a role without pg_monitor would be refused where nothing is archived.
         if self.session.query("SELECT current_setting('archive_mode')")[0][0] == "off":
             return Measured(value=0)
@@ -55,7 +55,7 @@ class SlotRetention(OnPrimary):
     """Bytes of WAL kept for the replication slot that is furthest behind, physical or logical; 0 without slots."""
 
     def read(self) -> Measured:
-        """How much, and the slot's name."""
+        """How much is kept, and for which slot."""
         for name, kept in self.session.query(_SLOTS):
             return Measured(value=kept, source=f"slot {name}")
         return Measured(value=0.0)
