@@ -16,6 +16,7 @@ from pydantic.fields import FieldInfo
 from zdm_pipelines import project
 from zdm_pipelines.changes import KINDS, overview
 from zdm_pipelines.model.errors import SpecError
+from zdm_pipelines.model.lifecycle import Lifecycle
 from zdm_pipelines.model.migration import Database, Migration
 from zdm_pipelines.model.throttle import Limit, NamedLimit, Throttle
 from zdm_pipelines.model.units import Unit
@@ -283,6 +284,14 @@ def test_the_page_of_kinds_has_every_key(kind):
 
 def test_the_page_of_kinds_has_the_table():
     generated(PAGE.with_name("kinds.md"), "<!-- kinds: generated -->\n", overview.markdown().strip(), "\n<!-- end -->")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_page_on_how_it_works_has_the_states(kind):
+    page = PAGE.with_name("how-it-works.md").read_text(encoding="utf-8")
+    row = next(line for line in page.splitlines() if line.startswith("|") and f"`{kind}`" in line)
+    states = " → ".join(Lifecycle.of(overview.example_of(KINDS[kind]).needs).states)
+    assert states in (page if "as above" in row else row)
 
 
 def generated(file: Path, begin: str, wanted: str, end: str) -> None:
