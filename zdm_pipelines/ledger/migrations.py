@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from functools import cached_property
 from typing import Any
@@ -20,6 +20,7 @@ from zdm_pipelines.model.change import ChangeSpec
 from zdm_pipelines.model.errors import MissingPrivilege, StateConflict
 from zdm_pipelines.model.lifecycle import Lifecycle
 from zdm_pipelines.model.migration import Migration
+from zdm_pipelines.model.names import TableName
 from zdm_pipelines.model.states import State
 from zdm_pipelines.model.values import Catalog, Relation
 
@@ -36,7 +37,7 @@ class Entry:
     state: State
     version: int
     change: Mapping[str, Any]  # as it was declared when the migration began
-    catalog: Catalog  # the table as it was before
+    catalog: Catalog  # the table as it was before, but for its name, which is the present one
     facts: Mapping[str, Any]  # what the kind learned of the table as the migration began
     switched_at: datetime | None
     tombstoned_at: datetime | None
@@ -117,10 +118,13 @@ def find(conn: Session, name: str) -> Entry | None:
 
 
 def _entry(row: Row, claims: Mapping[str, int]) -> Entry:
-    identity, name, state, version, change, catalog, switched_at, tombstoned_at = row
+    identity, name, state, version, change, catalog, switched_at, tombstoned_at, schema_now, name_now = row
+    table = _CATALOG.validate_python(catalog)
+    if name_now is not None:
+        table = replace(table, table=TableName(schema=schema_now, name=name_now))
     return Entry(
         id=identity, name=name, state=_state(name, state), version=version, change=change,
-        catalog=_CATALOG.validate_python(catalog), facts=catalog.get(_FACTS, catalog),
+        catalog=table, facts=catalog.get(_FACTS, catalog),
         switched_at=switched_at, tombstoned_at=tombstoned_at, claims=claims,
     )  # fmt: skip
 

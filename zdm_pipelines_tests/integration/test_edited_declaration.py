@@ -7,8 +7,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import dagster as dg
 import pytest
 
+from zdm_pipelines.components.resources import DatabaseResource
+from zdm_pipelines.components.rollback import of_migration
 from zdm_pipelines.model.errors import GateRefused, StateConflict
 from zdm_pipelines.model.migration import Migration, stored_change
 from zdm_pipelines.model.states import State
@@ -45,6 +48,36 @@ def test_brakes_take_back_what_was_begun(url: str, change: dict[str, Any]) -> No
     assert switch_reads.run(other, percent=0).state == State.VALIDATED
     assert rollback.run(other, to=State.ROLLED_BACK, force=True) == State.ROLLED_BACK
     assert sql(url, COLUMNS) == before
+
+
+@pytest.mark.parametrize("now", [State.BACKFILLED, State.SWITCHED, State.TOMBSTONED])
+def test_brakes_find_a_table_that_was_renamed(url: str, now: State) -> None:
+    """Also one that left its name to a view, as people do for code that still says the old name."""
+    before, context = sql(url, COLUMNS), work(M, url)
+    walk(M, url, now)
+    sql(url, 'CREATE SCHEMA hr; ALTER TABLE people SET SCHEMA hr; ALTER TABLE hr.people RENAME TO "Persons"')
+    if now == State.SWITCHED:
+        sql(url, 'CREATE VIEW people AS SELECT id FROM hr."Persons"')
+        assert switch_reads.run(context, percent=0).state == State.VALIDATED
+    assert [h.reason for h in pause.pause(context, reason="lunch")] == ["lunch"]
+    assert rollback.run(context, to=State.ROLLED_BACK, force=True) == State.ROLLED_BACK
+    assert sql(url, COLUMNS.replace("people", 'hr."Persons"')) == before
+
+
+def test_the_job_takes_back_what_was_begun(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Dagster's job of the edited file, whose states and phases are others."""
+    monkeypatch.setenv("ZDM_APP_URL", url)
+    walk(M, url, State.SWITCHED)
+    with dg.DagsterInstance.ephemeral() as instance:
+        database = DatabaseResource(name="app", url_env="ZDM_APP_URL")
+        for to in (State.BACKFILLED, State.ROLLED_BACK):
+            done = of_migration(edited(ADD)).execute_in_process(
+                instance=instance,
+                resources={"database_app": database},
+                run_config={"ops": {f"{M.name}__rollback": {"config": {"to": str(to), "force": True}}}},
+            )
+            assert done.success
+            assert state(M, url) == to
 
 
 def test_phases_say_what_differs(url: str) -> None:

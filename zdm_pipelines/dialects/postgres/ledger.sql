@@ -11,9 +11,16 @@ SELECT version_num FROM zdm.schema_version;
 SELECT pg_get_userbyid(relowner) FROM pg_class
 WHERE oid = 'zdm.migration'::regclass AND NOT pg_has_role(relowner, 'USAGE');
 
--- find: One migration's row, by its name.
-SELECT id, name, state, version, change, catalog, switched_at, tombstoned_at
-FROM zdm.migration WHERE name = $1;
+-- find: One migration's row, by its name, and what its table is called by now.
+-- Schema and name are NULL while the stored name leads to a table: after a logical restore the oid means nothing.
+SELECT m.id, m.name, m.state, m.version, m.change, m.catalog, m.switched_at, m.tombstoned_at, n.nspname, c.relname
+FROM zdm.migration m
+LEFT JOIN (pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace)
+  ON c.oid = m.table_oid AND c.relkind IN ('r', 'p') AND NOT EXISTS (
+    SELECT FROM pg_class named JOIN pg_namespace home ON home.oid = named.relnamespace
+    WHERE named.relkind IN ('r', 'p') AND named.relname = m.catalog -> 'table' ->> 'name'
+      AND home.nspname = m.catalog -> 'table' ->> 'schema')
+WHERE m.name = $1;
 
 -- id: The number of a migration, by its name.
 SELECT id FROM zdm.migration WHERE name = $1;
