@@ -165,8 +165,8 @@ def _same_attempt(session: Session, entry: ledger.Entry, attempt: int | None) ->
     if attempt is not None and attempt != began:
         raise RolledBack(
             entry.name,
-            "was rolled back since this backfill was launched",
-            "launch the backfill anew if it shall be moved again",
+            f"was rolled back since this run of {entry.lifecycle.row_phase} was launched",
+            f"launch {entry.lifecycle.row_phase} anew if that is still wanted",
         )
     return began
 

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from typing import Any
 
 import psycopg
 import pytest
 
-from zdm_pipelines.model.errors import GateRefused, PreflightError, StateConflict
+from zdm_pipelines.model.errors import GateRefused, PreflightError, RolledBack, StateConflict
 from zdm_pipelines.model.migration import Migration
 from zdm_pipelines.model.states import Phase, State
-from zdm_pipelines.phases import contract, expand, validate
+from zdm_pipelines.phases import backfill, contract, expand, validate
 from zdm_pipelines.sandbox.server import Server
 from zdm_pipelines.verbs import plan, rollback
 from zdm_pipelines_tests.helpers import Probe, Worker, contracted, dump, eventually, one, sql, state, validated, work
@@ -331,7 +331,7 @@ def test_killed_purge_goes_on_where_it_stopped(database: str, kill_at: int) -> N
     assert kept > 0
     assert undo(m, database, State.VALIDATED) == State.VALIDATED
     assert content(database) == before
-    assert start(m, database, contracted) == [State.TOMBSTONED]
+    assert start(m, database, validated, contracted) == [State.VALIDATED, State.TOMBSTONED]
     assert content(database) == ([], [], 4000)
 
 
@@ -349,3 +349,24 @@ def test_rows_whose_keys_are_used_anew_are_told_before_their_archive_goes(databa
     assert state(m, database) == State.EXPANDED
     sql(database, "DELETE FROM archive.gone_lines; DELETE FROM archive.gone")
     assert undo(m, database) == State.ROLLED_BACK
+
+
+def test_rollback_ends_what_waits_and_the_gate_asks_anew(database: str) -> None:
+    sql(database, SHOP)
+    before, m = content(database), declare(ARCHIVED)
+    start(m, database, expanded, validated)
+    waits = backfill.attempt_of(work(m, database))
+    with closing(contract.destroy(work(m, database), attempt=waits)) as moving:
+        next(moving)
+        moving.close()
+    assert undo(m, database, State.VALIDATED) == State.VALIDATED
+    with pytest.raises(RolledBack, match="was rolled back since this run of contract was launched"):
+        list(contract.destroy(work(m, database), attempt=waits))
+    with pytest.raises(GateRefused, match="check dry_run never ran on this data: run validate"):
+        contracted(m, database)
+    assert content(database) == before
+    assert start(m, database, validated, contracted) == [State.VALIDATED, State.TOMBSTONED]
+    assert undo(m, database, State.VALIDATED) == State.VALIDATED
+    with pytest.raises(GateRefused, match="check dry_run never ran on this data: run validate"):
+        contracted(m, database)
+    assert content(database) == before
