@@ -66,22 +66,32 @@ def run(
     return context.outlast(job.run)
 
 
-def destroy(context: Context, **options: Any) -> Generator[Moved]:
+def destroy(context: Context, *, more_reasons: Sequence[str] = (), **options: Any) -> Generator[Moved]:
     """Take rows away range by range, behind the whole gate, giving one `Moved` as each range is done.
 
     Args:
+        more_reasons: as for `run`.
         options: those of `row_work.run`.
 
     Raises:
-        GateRefused: with every reason, before the first batch; besides what `row_work.run` raises.
+        GateRefused: with every reason, before a range; besides what `row_work.run` raises.
     """
 
-    def gate_first(session: Session, entry: ledger.Entry) -> None:
-        if found := reasons(context, session, entry, present(context, session, entry)):
-            ledger.append(session, entry.id, "contract refused", detail={"reasons": found})
+    def gate(session: Session, entry: ledger.Entry) -> None:
+        if found := [*reasons(context, session, entry, present(context, session, entry)), *more_reasons]:
             raise GateRefused(context.name, found)
 
-    return row_work.run(context, gate=gate_first, **options)
+    try:
+        yield from row_work.run(context, gate=gate, **options)
+    except GateRefused as refused:
+        with context.looking("contract") as session:  # here, for several workers may have been refused
+            _note_refusal(session, ledger.find(session, context.name), refused)
+        raise
+
+
+def _note_refusal(session: Session, entry: ledger.Entry | None, refused: GateRefused) -> None:
+    if entry is not None:
+        ledger.append(session, entry.id, "contract refused", detail={"reasons": refused.reasons})
 
 
 def present(context: Context, session: Session, entry: ledger.Entry) -> Change:
@@ -153,8 +163,7 @@ class _Contract:
                 try:
                     entry, summary = self._stage(session, entry, begins=begins)
                 except GateRefused as refused:
-                    if entry is not None:
-                        ledger.append(session, entry.id, "contract refused", detail={"reasons": refused.reasons})
+                    _note_refusal(session, entry, refused)
                     raise
         return Report(
             migration=self.context.name,

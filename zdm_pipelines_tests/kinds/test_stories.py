@@ -13,9 +13,10 @@ import pytest
 from zdm_pipelines.model.errors import GateRefused, PreflightError, RolledBack, StateConflict
 from zdm_pipelines.model.migration import Migration
 from zdm_pipelines.model.states import Phase, State
+from zdm_pipelines.model.values import Moved
 from zdm_pipelines.phases import backfill, contract, expand, validate
 from zdm_pipelines.sandbox.server import Server
-from zdm_pipelines.verbs import plan, rollback
+from zdm_pipelines.verbs import plan, rollback, status
 from zdm_pipelines_tests.helpers import Probe, Worker, contracted, dump, eventually, one, sql, state, validated, work
 
 SHOP = """
@@ -370,3 +371,55 @@ def test_rollback_ends_what_waits_and_the_gate_asks_anew(database: str) -> None:
     with pytest.raises(GateRefused, match="check dry_run never ran on this data: run validate"):
         contracted(m, database)
     assert content(database) == before
+
+
+NOTES = (
+    "CREATE TABLE notes (order_id bigint REFERENCES orders ON DELETE CASCADE); "
+    "INSERT INTO notes SELECT id FROM orders WHERE state = 'old'"
+)
+
+
+@pytest.mark.parametrize("range_rows", [100, 100_000], ids=["next range", "next batch"])
+@pytest.mark.parametrize(
+    ("meanwhile", "said"),
+    [
+        (NOTES, r"other foreign keys refer to public\.orders"),
+        ("ALTER TABLE orders ADD remark text DEFAULT 'kept'", r"public\.orders has other columns than its archive"),
+    ],
+    ids=["foreign key", "column"],
+)
+def test_what_comes_to_stand_against_it_meanwhile_stops_it(
+    database: str, range_rows: int, meanwhile: str, said: str
+) -> None:
+    sql(database, SHOP)
+    m = declare(ARCHIVED, backfill={"range_rows": range_rows, "batch_rows": 100})
+    start(m, database, expanded, validated)
+    lock = threading.Lock()
+    left: list[int] = []
+
+    def batch(_: Moved) -> None:
+        with lock:
+            if not left:
+                sql(database, meanwhile)
+                left.append(one(database, "SELECT count(*) FROM orders WHERE state = 'old'"))
+
+    with pytest.raises(GateRefused, match=said):
+        list(contract.destroy(work(m, database), batch=batch))
+    assert left == [one(database, "SELECT count(*) FROM orders WHERE state = 'old'")]
+    assert left[0] > 0
+    assert one(database, "SELECT count(*) FROM zdm.event WHERE what = 'contract refused'") == 1
+
+
+def test_run_of_a_purge_that_another_run_has_ended_has_nothing_to_do(database: str) -> None:
+    sql(database, SHOP)
+    for change in (PURGE, ARCHIVED):
+        m = declare(change)
+        start(m, database, expanded, validated, contracted)
+        ended, ranges = state(m, database), [r.range.partition for r in status.read_ranges(work(m, database))]
+        assert ended in (State.CONTRACTED, State.TOMBSTONED)
+        attempt = backfill.attempt_of(work(m, database))
+        moved = list(contract.destroy(work(m, database), partitions=ranges, attempt=attempt))
+        assert {m.partition for m in moved} == set(ranges)
+        assert sum(m.rows for m in moved) == 0
+        assert state(m, database) == ended
+        sql(database, "DROP SCHEMA zdm CASCADE")
