@@ -374,7 +374,7 @@ class _Contract:
 
 @outlasting
 def undo(context: Context) -> None:
-    """Bring the old shape back from its tombstone, or the rows that are kept."""
+    """Bring the old shape back from its tombstone, or the rows that are kept; of rows that are not, take no more."""
     lifecycle = context.lifecycle
     with context.session("rollback") as session:
         before = lifecycle.undo_target(Phase.CONTRACT)
@@ -382,7 +382,6 @@ def undo(context: Context) -> None:
         entry = ledger.require(session, context.migration, under_way | {before}, to_do="undo contract")
         if entry.state == before:
             return
-        words = kind_of(context.migration).words(context.migration)
         change = _untombstoned(context, session, entry)
         # The steps are those that made the tombstone, taken back in reverse.
         steps = change.retire.tombstone() if change.retire and entry.state == State.TOMBSTONED else []
@@ -398,7 +397,7 @@ def undo(context: Context) -> None:
                 session.run(Statement(step.undo))
             if destroyed:
                 ledger.forget_checks(session, entry.id)  # they speak of rows as they were counted before
-            ledger.move(session, entry, before, what=f"{words.old} back")
+            ledger.move(session, entry, before, what="contract undone")
 
         locks.change_schema(session, apply, context=context, what="rollback", relations=change.relations)
 

@@ -18,15 +18,19 @@ from zdm_pipelines.model.values import Key
 def bring_back(context: Context, session: Session, entry: ledger.Entry, work: RowWork) -> None:
     """Run the row work that takes other row work back, over every row; then no range counts as done any more.
 
-    Run again, it goes on with what is left.
+    Run again, it goes on with what is left. Where nothing brings rows back, what is gone stays gone.
 
     Raises:
         LockNotAcquired: `locks.give_up_after` passed while somebody kept one batch waiting.
         StateConflict: the database refuses a row.
     """
-    back = work.back()
-    if back is None:
-        return
+    if (back := work.back()) is not None:
+        _walk(context, session, back)
+    with session.transaction():
+        known_ranges.reset(session, entry.id)
+
+
+def _walk(context: Context, session: Session, back: RowWork) -> None:
     lower: Key | None = None
     while True:
         upper = session.rows.key_after(
@@ -34,10 +38,8 @@ def bring_back(context: Context, session: Session, entry: ledger.Entry, work: Ro
         )
         _bring(context, session, back, lower, upper)
         if upper is None:
-            break
+            return
         lower = upper
-    with session.transaction():
-        known_ranges.reset(session, entry.id)
 
 
 def _bring(context: Context, session: Session, back: RowWork, lower: Key | None, upper: Key | None) -> None:

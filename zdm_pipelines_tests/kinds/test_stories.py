@@ -272,10 +272,30 @@ def test_story_of_purge_rows_for_good(database: str) -> None:
         next(moving)
         moving.close()
         assert state(m, database) == State.CONTRACTING
-        with pytest.raises(StateConflict, match="is contracting"):
-            undo(m, database)
         assert start(m, database, contracted) == [State.CONTRACTED]
+        with pytest.raises(StateConflict, match=r"is contracted: what matches .* is gone"):
+            undo(m, database)
     assert content(database) == ([], [], 4000)
+
+
+def test_purge_for_good_can_be_stopped_where_it_stands(database: str, server: Server) -> None:
+    sql(database, SHOP)
+    m = declare(PURGE)
+    start(m, database, expanded, validated)
+    with closing(contract.destroy(work(m, database))) as moving:
+        next(moving)
+    sql(database, NOTES)
+    schema = dump(server, database)
+    with pytest.raises(GateRefused, match="roll back and begin anew"):
+        contracted(m, database)
+    left = one(database, "SELECT count(*) FROM orders WHERE state = 'old'")
+    assert undo(m, database) == State.ROLLED_BACK
+    assert dump(server, database) == schema
+    assert one(database, "SELECT count(*) FROM zdm.claim") == 0
+    assert left == one(database, "SELECT count(*) FROM orders WHERE state = 'old'")
+    assert start(m, database, expanded, validated, contracted) == [State.EXPANDED, State.VALIDATED, State.CONTRACTED]
+    assert content(database) == ([], [], 4000)
+    assert one(database, "SELECT count(*) FROM notes") == 0
 
 
 def test_gate_stands_before_the_first_row(database: str) -> None:
