@@ -50,13 +50,14 @@ def _bring(context: Context, session: Session, back: RowWork, lower: Key | None,
             session.rows.write(back.batch(lower, upper, pick=ALL), wait=locks.timeout)
         except DatabaseError as error:
             kind = fault(error)
-            if kind is Fault.OF_DATA:
+            if kind in (Fault.OF_DATA, Fault.OTHER):
                 raise StateConflict(
                     context.name,
                     f"rows cannot come back: {safe(error)}",
-                    "look at what they refer to and at the table's constraints, then roll back again; it goes on there",
+                    "look at what they refer to and at the table's columns and constraints, then roll back again; "
+                    "it goes on there",
                 ) from None
-            if kind not in (Fault.LOCK_BUSY, Fault.CANCELLED):
+            if kind not in (Fault.LOCK_BUSY, Fault.CANCELLED, Fault.CONFLICT):
                 raise
             if time.monotonic() - begun > locks.give_up_after:
                 raise LockNotAcquired(

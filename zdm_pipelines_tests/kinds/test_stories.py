@@ -10,7 +10,7 @@ from typing import Any
 import psycopg
 import pytest
 
-from zdm_pipelines.model.errors import GateRefused, PreflightError, RolledBack, StateConflict
+from zdm_pipelines.model.errors import GateRefused, LockNotAcquired, PreflightError, RolledBack, StateConflict
 from zdm_pipelines.model.migration import Migration
 from zdm_pipelines.model.states import Phase, State
 from zdm_pipelines.model.values import Moved
@@ -443,3 +443,38 @@ def test_run_of_a_purge_that_another_run_has_ended_has_nothing_to_do(database: s
         assert sum(m.rows for m in moved) == 0
         assert state(m, database) == ended
         sql(database, "DROP SCHEMA zdm CASCADE")
+
+
+@pytest.mark.parametrize("held", ["archive.gone WHERE id = 2", "archive.gone_lines WHERE id = 1"])
+def test_way_back_waits_for_archived_rows_that_are_locked(database: str, held: str) -> None:
+    sql(database, SHOP)
+    before, m = content(database), declare(ARCHIVED)
+    start(m, database, expanded, validated, contracted)
+    with psycopg.connect(database) as somebody:
+        somebody.execute(f"SELECT FROM {held} FOR UPDATE".encode())
+        threading.Timer(0.5, somebody.commit).start()
+        assert undo(m, database, State.VALIDATED) == State.VALIDATED
+    assert content(database) == before
+    hasty = declare(ARCHIVED, locks={"timeout": "50ms", "give_up_after": "200ms"})
+    start(m, database, validated, contracted)
+    with psycopg.connect(database) as somebody:
+        somebody.execute(f"SELECT FROM {held} FOR UPDATE".encode())
+        with pytest.raises(LockNotAcquired, match="end the transactions that hold them, then roll back again"):
+            undo(hasty, database, State.VALIDATED)
+    assert state(m, database) == State.TOMBSTONED
+    assert undo(m, database, State.VALIDATED) == State.VALIDATED
+    assert content(database) == before
+
+
+def test_way_back_tries_again_what_the_server_ended_for_others_sake(database: str) -> None:
+    sql(database, SHOP)
+    before, m = content(database), declare(ARCHIVED)
+    start(m, database, expanded, validated, contracted)
+    sql(
+        database,
+        "CREATE SEQUENCE tries; CREATE FUNCTION f() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN "
+        "IF nextval('tries') = 7 THEN RAISE EXCEPTION USING ERRCODE = 'deadlock_detected'; END IF; RETURN NEW; END $$; "
+        "CREATE TRIGGER f BEFORE INSERT ON lines FOR EACH ROW EXECUTE FUNCTION f()",
+    )
+    assert undo(m, database, State.VALIDATED) == State.VALIDATED
+    assert content(database) == before
