@@ -288,6 +288,7 @@ class _Job:
             _same_attempt(session, entry, self.began)  # a run that waits keeps nobody from rolling back
             if self.repair:
                 _refuse_repair(session, entry, destroys=False)
+            session.rows.prepare(self.rows.over)
             begun = known_ranges.begun(session, entry.id, wanted.ordinal)
             if begun is None or not begun.done:
                 self.gate(session, entry)

@@ -176,6 +176,7 @@ class _Validation:
         """How many rows of each range will go."""
         work = self.change.rows
         assert work is not None  # asked by `examine`
+        self.session.rows.prepare(work.over)  # for the verdicts that follow
         counts: dict[str, int] = {}
 
         def count(session: Session, _: int, which: KeyRange) -> int:
@@ -184,6 +185,7 @@ class _Validation:
         with readers(
             self.context.server, self.context.name, [r.range for r in known], count,
             sessions=self.context.migration.backfill.max_parallel,
+            prepare=lambda session: session.rows.prepare(work.over),
         ) as reading:  # fmt: skip
             for (_, which), found in reading.outcomes():
                 counts[which.partition] = found

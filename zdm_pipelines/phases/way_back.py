@@ -31,6 +31,7 @@ def bring_back(context: Context, session: Session, entry: ledger.Entry, work: Ro
 
 
 def _walk(context: Context, session: Session, back: RowWork) -> None:
+    session.rows.prepare(back.over)
     lower: Key | None = None
     while True:
         upper = session.rows.key_after(

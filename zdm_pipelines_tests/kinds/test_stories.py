@@ -478,3 +478,30 @@ def test_way_back_tries_again_what_the_server_ended_for_others_sake(database: st
     )
     assert undo(m, database, State.VALIDATED) == State.VALIDATED
     assert content(database) == before
+
+
+def test_where_means_the_same_in_every_session(database: str) -> None:
+    sql(
+        database,
+        SHOP + "ALTER TABLE orders ADD at timestamptz DEFAULT '2025-01-01 23:00+00'; CREATE SCHEMA other; "
+        "CREATE TYPE public.mood AS ENUM ('bad', 'good'); CREATE TYPE other.mood AS ENUM ('fine'); "
+        # Both say that they are immutable, and are not.
+        "CREATE FUNCTION public.day_of(timestamptz) RETURNS date IMMUTABLE LANGUAGE sql AS 'SELECT $1::date'; "
+        "CREATE FUNCTION public.past(text) RETURNS boolean IMMUTABLE LANGUAGE plpgsql AS 'BEGIN RETURN old($1); END'; "
+        "CREATE FUNCTION public.old(text) RETURNS boolean LANGUAGE sql AS $$ SELECT $1 = 'old' $$; "
+        "CREATE FUNCTION other.old(text) RETURNS boolean LANGUAGE sql AS 'SELECT true'; "
+        "CREATE FUNCTION other.past(text) RETURNS boolean IMMUTABLE LANGUAGE sql AS 'SELECT true'",
+    )
+    where = "past(state) AND day_of(at) = date '2025-01-01' AND sad < 'good'"
+    m = declare(PURGE | {"where": where, "once": {"sad": "'bad'::mood"}, "archive": {"table": "archive.gone"}})
+    start(m, database, expanded)
+    before, name = content(database), database.rsplit("/", 1)[-1]
+    sql(
+        database, f"ALTER DATABASE {name} SET search_path = other, public; ALTER DATABASE {name} SET timezone = 'Japan'"
+    )
+    report = validate.run(work(m, database))
+    assert next(check for check in report.checks if check.name == "dry_run").facts["rows"] == 2000
+    assert start(m, database, contracted) == [State.TOMBSTONED]
+    assert content(database) == ([], [], 4000)
+    assert undo(m, database, State.VALIDATED) == State.VALIDATED
+    assert content(database) == before

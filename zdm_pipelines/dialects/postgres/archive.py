@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from zdm_pipelines.dialects.postgres import keys
 from zdm_pipelines.dialects.postgres.builds import text
@@ -141,7 +141,7 @@ class Restore:
             name=TRANSACTION, type="xid8", not_null=True, default=None, generated=False, identity=False, number=number
         )
         columns, key = (*self.table.columns, transaction), (*self.table.key, transaction)
-        return Catalog(table=self.archive.name, oid=0, rows=0, bytes=0, columns=columns, key=key)
+        return replace(self.table, table=self.archive.name, oid=0, rows=0, bytes=0, columns=columns, key=key)
 
     @property
     def _kept(self) -> Held:
