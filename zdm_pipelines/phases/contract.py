@@ -23,7 +23,7 @@ from zdm_pipelines.model.capabilities import Notes
 from zdm_pipelines.model.errors import GateRefused, MappingFailed
 from zdm_pipelines.model.lifecycle import Need
 from zdm_pipelines.model.states import Phase, State
-from zdm_pipelines.model.values import Moved, Report, Statement, Step
+from zdm_pipelines.model.values import Moved, Relation, Report, Statement, Step
 from zdm_pipelines.phases import row_work
 from zdm_pipelines.phases.beginning import begin, bound, claims
 from zdm_pipelines.phases.way_back import bring_back
@@ -92,6 +92,11 @@ def destroy(context: Context, *, more_reasons: Sequence[str] = (), **options: An
 def _note_refusal(session: Session, entry: ledger.Entry | None, refused: GateRefused) -> None:
     if entry is not None:
         ledger.append(session, entry.id, "contract refused", detail={"reasons": refused.reasons})
+
+
+def _altered(change: Change) -> Sequence[Relation]:
+    """The tables that steps of contract alter: none, where batches took the rows away."""
+    return () if change.rows is not None and change.rows.destroys else change.relations
 
 
 def present(context: Context, session: Session, entry: ledger.Entry) -> Change:
@@ -223,7 +228,7 @@ class _Contract:
         Raises:
             GateRefused: something stands against contract now.
         """
-        for relation in change.relations:
+        for relation in _altered(change):
             locks.lock_exclusively(session, relation)
         if found := reasons(self.context, session, entry, change):
             raise GateRefused(self.context.name, found)
@@ -251,7 +256,7 @@ class _Contract:
         before: Callable[[], object] = lambda: None,
     ) -> ledger.Entry:
         moved, tries = locks.change_schema(
-            session, work, context=self.context, what="contract", relations=change.relations, before=before
+            session, work, context=self.context, what="contract", relations=_altered(change), before=before
         )
         self.retries += tries
         return moved
@@ -399,7 +404,7 @@ def undo(context: Context) -> None:
                 ledger.forget_checks(session, entry.id)  # they speak of rows as they were counted before
             ledger.move(session, entry, before, what="contract undone")
 
-        locks.change_schema(session, apply, context=context, what="rollback", relations=change.relations)
+        locks.change_schema(session, apply, context=context, what="rollback", relations=_altered(change))
 
 
 def _restore(context: Context, session: Session, change: Change, step: Step) -> None:

@@ -505,3 +505,14 @@ def test_where_means_the_same_in_every_session(database: str) -> None:
     assert content(database) == ([], [], 4000)
     assert undo(m, database, State.VALIDATED) == State.VALIDATED
     assert content(database) == before
+
+
+def test_what_contract_and_its_undoing_do_not_touch_is_not_locked(database: str) -> None:
+    sql(database, SHOP)
+    m = declare(ARCHIVED, locks={"timeout": "100ms", "give_up_after": "500ms"})
+    start(m, database, expanded, validated)
+    with psycopg.connect(database) as reader:
+        reader.execute("SELECT FROM orders, lines LIMIT 1")
+        assert start(m, database, contracted) == [State.TOMBSTONED]
+        assert undo(m, database, State.VALIDATED) == State.VALIDATED
+        assert start(m, database, validated, contracted, contracted)[-1] == State.CONTRACTED

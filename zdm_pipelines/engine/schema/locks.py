@@ -98,7 +98,8 @@ def change_schema(
             if _passes(error):
                 failed += 1
                 with contextlib.suppress(DatabaseError):
-                    blocked_by = "; ".join(dict.fromkeys(holders(conn, table.oid) for table in tables))
+                    by = dict.fromkeys(holders(conn, table.oid) for table in tables)
+                    blocked_by = "; ".join(by) or "somebody"
             raise
 
     # At least four times as long apart as a try may block: the application is held up a fifth of the time at most.
