@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
 from zdm_pipelines import ledger
-from zdm_pipelines.changes import Change
+from zdm_pipelines.changes import Change, kind_of
 from zdm_pipelines.dialects import DatabaseError, fault, safe
 from zdm_pipelines.dialects.server import Fault, Session
 from zdm_pipelines.engine.context import Context, outlasting
@@ -128,7 +128,9 @@ class _Validation:
             checks += self._parity(known, full=full)
         if self.change.rows is not None and self.change.rows.destroys:
             checks.append(self._dry_run(known))
-        for name in dict.fromkeys(check.check for check in self.change.checks if check.check != _ENFORCED):
+        # Each check that the kind names has a verdict, also where this table has nothing that could stand against it.
+        own = kind_of(self.context.migration).words(self.context.migration).checks
+        for name in (name for name in own if name not in {_ENFORCED, *(check.name for check in checks)}):
             good = Check(name=name, passed=True, summary="no row stands against it")
             checks.append(self._verdict(name) or good)
         if Need.ENFORCE in self.context.lifecycle.needs:  # also without a step: contract asks for the check

@@ -516,3 +516,11 @@ def test_what_contract_and_its_undoing_do_not_touch_is_not_locked(database: str)
         assert start(m, database, contracted) == [State.TOMBSTONED]
         assert undo(m, database, State.VALIDATED) == State.VALIDATED
         assert start(m, database, validated, contracted, contracted)[-1] == State.CONTRACTED
+
+
+def test_table_that_nothing_refers_to_is_purged(database: str) -> None:
+    sql(database, SHOP)
+    sql(database, "DROP TABLE lines")
+    m = declare({"kind": "purge_rows", "where": "state = 'old'"})
+    assert start(m, database, expanded, validated, contracted)[-1] == State.CONTRACTED
+    assert one(database, "SELECT count(*) FROM orders") == 2000
