@@ -49,7 +49,7 @@ def reasons(
         return [] if begins else [f"{migration.name} is planned: it never began; {first}"]
     found = _declaration_reasons(entry, migration) if not begins else []
     if not begins and state not in lifecycle.allowed(Phase.CONTRACT):
-        found.insert(0, f"{migration.name} is {state}, contract begins from {lifecycle.undo_target(Phase.CONTRACT)}")
+        found.insert(0, f"{migration.name} is {state}, contract begins from {_before(lifecycle)}")
     if not begins and not lifecycle.active(state):
         return found
     before = lifecycle.undo_target(Phase.CONTRACT)
@@ -71,6 +71,11 @@ def reasons(
     return found
 
 
+def _before(lifecycle: Lifecycle) -> State:
+    """The state from which contract begins."""
+    return State.PLANNED if lifecycle.phases[0] is Phase.CONTRACT else lifecycle.undo_target(Phase.CONTRACT)
+
+
 def _age(session: Session, since: object) -> float:
     return float(session.value("sync.seconds_since", since))
 
@@ -82,7 +87,7 @@ def _declaration_reasons(entry: ledger.Entry, migration: Migration) -> list[str]
         return [f"it {newer.fact}: {newer.way_out}"]
     if not differing:
         return []
-    return [f"it was expanded with another declaration of {', '.join(differing)}: put defs.yaml back, or roll back"]
+    return [f"it began with another declaration of {', '.join(differing)}: put defs.yaml back, or roll back"]
 
 
 def _progress_reasons(session: Session, entry: ledger.Entry, lifecycle: Lifecycle) -> list[str]:
@@ -91,7 +96,7 @@ def _progress_reasons(session: Session, entry: ledger.Entry, lifecycle: Lifecycl
         return []
     known = ranges.progress(session, entry.id)
     if not known:
-        return ["no range was ever planned: run expand and backfill"]
+        return ["no range was ever planned: run expand"]
     left = [r.range.partition for r in known if not r.done]
     if not left or lifecycle.row_phase is Phase.CONTRACT:
         return []

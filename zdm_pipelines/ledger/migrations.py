@@ -138,7 +138,7 @@ def require(
     if as_declared and (differing := entry.differences(migration)):
         raise StateConflict(
             migration.name,
-            f"was expanded with another declaration of {', '.join(differing)}",
+            f"began with another declaration of {', '.join(differing)}",
             "put defs.yaml back as it was; once rolled back it may change",
         )
     return entry

@@ -68,7 +68,7 @@ class OutcomeUnknown(ZdmError):
 
 
 class MappingFailed(ZdmError):
-    """`up` or `down` raised for a row."""
+    """`up` or `down` raised for a row, or the row cannot be deleted."""
 
 
 class ParityMismatch(ZdmError):

@@ -281,7 +281,7 @@ class _Job:
             if not sessions.take(session, f"zdm:range:{self.entry.id}:{wanted.ordinal}"):
                 raise MigrationBusy(
                     f"{context.name} range {wanted.partition}",
-                    "is being moved by another run",
+                    "is being worked on by another run",
                     "wait for it, or cancel it",
                 )
             entry = _required(context, session)

@@ -236,7 +236,7 @@ def _migration(session: Session, context: Context) -> Generator[Finding, None, C
         yield Finding(
             verdict="problem",
             thing=thing,
-            fact=f"was expanded with another declaration of {', '.join(differing)}",
+            fact=f"began with another declaration of {', '.join(differing)}",
             way_out="put defs.yaml back as it was, or roll back first",
         )
         return entry.catalog

@@ -11,6 +11,7 @@ from zdm_pipelines.engine.context import Context
 from zdm_pipelines.ledger import holds
 from zdm_pipelines.model.errors import SpecError, StateConflict
 from zdm_pipelines.model.holds import EVERY, LEDGER, OPERATOR, WINDOW, is_signal
+from zdm_pipelines.model.states import State
 from zdm_pipelines.model.tuning import Settings, declared_settings
 from zdm_pipelines.model.values import Hold
 
@@ -104,7 +105,9 @@ def _own(owner: str) -> None:
 def _require_ledger(session: Session, context: Context) -> None:
     if not ledger.exists(session):
         raise StateConflict(
-            context.name, "this database has no ledger yet: nothing runs that could be held", "run expand first"
+            context.name,
+            "this database has no ledger yet: nothing runs that could be held",
+            context.lifecycle.next_step(State.PLANNED).sentence,
         )
 
 

@@ -10,7 +10,16 @@ from typing import Any
 import psycopg
 import pytest
 
-from zdm_pipelines.model.errors import GateRefused, LockNotAcquired, PreflightError, RolledBack, StateConflict
+from zdm_pipelines.cli.run import Walk
+from zdm_pipelines.model.errors import (
+    GateRefused,
+    LockNotAcquired,
+    MappingFailed,
+    PreflightError,
+    RolledBack,
+    StateConflict,
+    Throttled,
+)
 from zdm_pipelines.model.migration import Migration
 from zdm_pipelines.model.states import Phase, State
 from zdm_pipelines.model.values import Moved
@@ -524,3 +533,22 @@ def test_table_that_nothing_refers_to_is_purged(database: str) -> None:
     m = declare({"kind": "purge_rows", "where": "state = 'old'"})
     assert start(m, database, expanded, validated, contracted)[-1] == State.CONTRACTED
     assert one(database, "SELECT count(*) FROM orders") == 2000
+
+
+def test_row_that_cannot_be_deleted_is_told(database: str) -> None:
+    sql(database, SHOP)
+    m = declare(PURGE)
+    start(m, database, expanded, validated)
+    sql(
+        database,
+        "CREATE FUNCTION f() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RAISE EXCEPTION 'no'; END $$; "
+        "CREATE TRIGGER f BEFORE DELETE ON orders FOR EACH ROW WHEN (OLD.id = 2222) EXECUTE FUNCTION f()",
+    )
+    with pytest.raises(MappingFailed, match="the row with key 2222 cannot be deleted: RaiseException"):
+        contracted(m, database)
+
+
+def test_command_that_goes_on_names_the_phase_that_runs_only_when_named(database: str) -> None:
+    walk = Walk(work(declare(PURGE), database))
+    said = str(walk._throttled(Phase.CONTRACT, Throttled("story", "was held", "wait", ())))
+    assert "zdm run story --phase contract goes on" in said
