@@ -390,8 +390,9 @@ def undo(context: Context) -> None:
         change = _untombstoned(context, session, entry)
         # The steps are those that made the tombstone, taken back in reverse.
         steps = change.retire.tombstone() if change.retire and entry.state == State.TOMBSTONED else []
-        destroyed = change.rows is not None and change.rows.destroys
-        if change.rows is not None and destroyed:
+        if change.rows is not None and change.rows.destroys:
+            with session.transaction():
+                ledger.forget_checks(session, entry.id)  # first: what waits must not go on, should this be killed
             bring_back(context, session, entry, change.rows)
         for step in change.retire.restore() if change.retire and entry.state == State.CONTRACTING else []:
             _restore(context, session, change, step)
@@ -400,8 +401,6 @@ def undo(context: Context) -> None:
             for step in reversed(steps):
                 context.tell(step.undo)
                 session.run(Statement(step.undo))
-            if destroyed:
-                ledger.forget_checks(session, entry.id)  # they speak of rows as they were counted before
             ledger.move(session, entry, before, what="contract undone")
 
         locks.change_schema(session, apply, context=context, what="rollback", relations=_altered(change))

@@ -471,6 +471,8 @@ def test_way_back_waits_for_archived_rows_that_are_locked(database: str, held: s
         with pytest.raises(LockNotAcquired, match="end the transactions that hold them, then roll back again"):
             undo(hasty, database, State.VALIDATED)
     assert state(m, database) == State.TOMBSTONED
+    with pytest.raises(GateRefused, match="check dry_run never ran on this data"):
+        contracted(m, database)
     assert undo(m, database, State.VALIDATED) == State.VALIDATED
     assert content(database) == before
 
