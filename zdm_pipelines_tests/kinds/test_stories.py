@@ -414,8 +414,13 @@ NOTES = (
     [
         (NOTES, r"other foreign keys refer to public\.orders"),
         ("ALTER TABLE orders ADD remark text DEFAULT 'kept'", r"public\.orders has other columns than its archive"),
+        (
+            "ALTER TABLE orders RENAME TO orders_then; CREATE TABLE orders AS TABLE orders_then; "
+            "ALTER TABLE orders ADD PRIMARY KEY (id)",
+            r"public\.orders is another table than when the migration began",
+        ),
     ],
-    ids=["foreign key", "column"],
+    ids=["foreign key", "column", "table"],
 )
 def test_what_comes_to_stand_against_it_meanwhile_stops_it(
     database: str, range_rows: int, meanwhile: str, said: str

@@ -23,19 +23,20 @@ _COLUMNS = """\
 SELECT FROM pg_attribute WHERE attrelid = ANY ({tables}) AND attnum > 0 AND NOT attisdropped
     AND concat_ws(' ', attrelid, attname) <> ALL ({known})"""
 _BODY = """\
-BEGIN LOCK TABLE {locked} IN ROW EXCLUSIVE MODE; IF {changed} THEN
+BEGIN LOCK TABLE {locked} IN ROW EXCLUSIVE MODE; IF {tables} <> {named} OR {changed} THEN
   RAISE EXCEPTION USING ERRCODE = 'object_not_in_prerequisite_state', MESSAGE = {message}; END IF; END"""
 
 
 def guard(over: Catalog, children: tuple[Child, ...], *, archived: bool) -> str:
-    """A statement that fails when a foreign key that nobody knows refers to rows that go.
+    """A statement that fails when a table is another one, or a foreign key that nobody knows refers to rows that go.
 
     Args:
         archived: fail also when one of their tables has a column that no archive keeps.
     """
     deleted = [child for child in children if child.fate is Fate.DELETED]
     oids = [over.oid, *(child.oid for child in children)]  # by number
-    tables = f"'{{{', '.join(str(oids[number]) for number in (0, *(c.number for c in deleted)))}}}'::oid[]"
+    tables = f"ARRAY[{', '.join(str(oid) for oid in (over.oid, *(c.oid for c in deleted)))}]::oid[]"
+    names = [over.table.sql, *(child.table.sql for child in deleted)]
     references = (
         f"{oids[c.parent]} {c.oid} {'t' if c.fate is Fate.CLEARED else 'f'} {c.constraint} "
         + " ".join(own for own, _ in c.columns)
@@ -47,7 +48,9 @@ def guard(over: Catalog, children: tuple[Child, ...], *, archived: bool) -> str:
         kept += [(child.oid, name) for child in deleted for name in child.all_columns]
         changed.append(_COLUMNS.format(tables=tables, known=_array(f"{oid} {name}" for oid, name in kept)))
     body = _BODY.format(
-        locked=", ".join(f"ONLY {table.sql}" for table in (*(c.table for c in reversed(deleted)), over.table)),
+        locked=", ".join(f"ONLY {name}" for name in reversed(names)),
+        tables=tables,
+        named=f"{_array(names)}::regclass[]::oid[]",
         changed=" OR ".join(f"EXISTS ({found})" for found in changed),
         message=text(f"{over.table}, or what refers to it, is not as it was when the migration began"),
     )
