@@ -66,18 +66,17 @@ def _compute(conn: Connection, found: Catalog, name: str, sql: str) -> str:
     if any(column.name == name for column in found.columns):
         raise Problem(thing, f"is the name of a column of {found.table}", "choose another name")
     value = (
-        "SELECT quote_literal(zdm_value::text), pg_typeof(zdm_value)::oid "
-        f"FROM (SELECT {expression(sql)} AS zdm_value) AS zdm"
+        f"SELECT format('%L', zdm_value), pg_typeof(zdm_value)::oid FROM (SELECT {expression(sql)} AS zdm_value) AS zdm"
     )
     try:
         with attempt(conn):
             # A prepared statement can be but one: what follows a semicolon is refused by the server.
             printed, kind = conn.execute(value.encode(), prepare=True).fetchall()[0]
             conn.execute(_PRINTING.encode())
-            named = scalar(conn, "SELECT format_type($1, NULL)", [kind])
+            named = scalar(conn, "SELECT format_type($1, -1)", [kind])  # -1: character is bpchar, not character(1)
     except psycopg.Error as error:
         raise Problem(thing, f"cannot be computed ({safe(error)})", f"correct once.{name}") from None
-    if printed is None:
+    if printed == "NULL":
         raise Problem(thing, "is NULL, which no row compares with", f"correct once.{name}")
     return f"{printed}::{named}"
 
