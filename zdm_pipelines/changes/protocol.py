@@ -101,6 +101,9 @@ class Change:
     further: Callable[[Session], Sequence[Step]] | None = None
     checks: Sequence[DataCheck] = ()
     retire: Retirement | None = None
+    # Why what goes counts as used, for a server counts its own reads alone: asked with a session on each declared
+    # replica, by what it is called.
+    in_use: Callable[[Session, Mapping[str, Session]], list[str]] | None = None
 
 
 class Kind(Protocol):

@@ -110,7 +110,10 @@ def reasons(
         context.migration,
         checks=tuple(words.checks),
         old=words.old,
-        dependents=retire.dependents(session) if retire and surveyed else (),
+        dependents=[
+            *(retire.dependents(session) if retire and surveyed else ()),
+            *(gate.uses(session, context.database, change.in_use) if change and surveyed else ()),
+        ],
         sync=change.sync if change else None,
         constraints=change.enforce if change else (),
     )

@@ -11,9 +11,10 @@ import psycopg
 import pytest
 
 from zdm_pipelines.model.errors import GateRefused, PreflightError, StateConflict
-from zdm_pipelines.model.migration import Migration
+from zdm_pipelines.model.migration import Database, Migration
 from zdm_pipelines.model.states import Phase, State
 from zdm_pipelines.phases import contract, expand, validate
+from zdm_pipelines.sandbox.postgres import Cluster
 from zdm_pipelines.sandbox.server import Server
 from zdm_pipelines.verbs import plan, rollback
 from zdm_pipelines_tests.helpers import Probe, Worker, contracted, dump, eventually, one, sql, state, validated, work
@@ -168,7 +169,7 @@ def test_partition_that_is_attached_meanwhile_has_its_index(database: str, serve
 
 def test_story_of_drop_index(database: str, server: Server) -> None:
     sql(database, SHOP)
-    before, m = dump(server, database), declare({"kind": "drop_index", "name": "orders_state"})
+    before, m = dump(server, database), declare({"kind": "drop_index", "name": "orders_state", "unused_for": None})
     assert names(m, database) == {Phase.CONTRACT: ['drop index "orders_state"']}
     with clients(database):
         with holding_up(database):
@@ -201,6 +202,24 @@ def test_index_that_is_used_is_not_dropped(database: str) -> None:
     with pytest.raises(GateRefused, match='index "orders_state" was scanned 1 times, last at'):
         contracted(declare({"kind": "drop_index", "name": "orders_state"}), database)
     assert state(declare({"kind": "drop_index", "name": "orders_state", "unused_for": None}), database) == State.PLANNED
+
+
+def test_replicas_are_asked_before_an_index_is_dropped(
+    database: str, cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sql(database, SHOP)
+    cluster.wait_caught_up()
+    there = cluster.replica.url(database.rsplit("/", 1)[1])
+    m, declared = (
+        declare({"kind": "drop_index", "name": "orders_state", "unused_for": "100ms"}),
+        Database(name="app", replicas=("READS_URL",)),
+    )
+    with pytest.raises(GateRefused, match="1 follow this server and 0 are declared"):
+        contracted(m, database)
+    with pytest.raises(GateRefused, match=r"what is read on replicas is not known: .* READS_URL is not set"):
+        contract.run(work(m, database, database=declared))
+    monkeypatch.setenv("READS_URL", there)
+    assert contract.run(work(m, database, database=declared)).state == State.CONTRACTED
 
 
 def test_story_of_replace_index(database: str, server: Server) -> None:

@@ -63,8 +63,6 @@ def survey(conn: Connection, table: TableName, name: str) -> tuple[Catalog, Fact
     ]
     if old.index.unique:
         warnings.append("the index is unique: without it, nothing keeps duplicates out")
-    if conn.value("indexes.has_replicas"):
-        warnings.append("scans on replicas are not counted here: look at pg_stat_user_indexes there, too")
     return replace(found, warnings=tuple(warnings)), Facts(old=old), problems
 
 
@@ -115,28 +113,45 @@ class Going:
             return []  # an earlier run dropped it
         if found[0][0] != self.old.oid:
             return [f"{thing} is another one than when the migration began: somebody made it anew"]
-        reasons = [f"{thing} {reason}" for reason in holders(session, self.old.oid)]
-        if self.unused_for is not None and (reason := self._in_use(session, self.unused_for)):
-            reasons.append(f"{thing} {reason}")
-        return reasons
+        return [f"{thing} {reason}" for reason in holders(session, self.old.oid)]
 
-    def _in_use(self, session: Connection, unused_for: float) -> str:
-        """Why an index counts as used; what is not known counts as used."""
-        scans, last, since, now, counted = session.named("indexes.use", self.old.oid)[0]
+    def in_use(self, session: Connection, replicas: Mapping[str, Connection]) -> list[str]:
+        """Why the index counts as used; what is not known counts as used.
+
+        Args:
+            replicas: sessions on those that are declared, by what they are called.
+        """
+        rows, thing = session.named("indexes.use", self.old.oid), f"index {quote(self.old.index.name)}"
+        if self.unused_for is None or not rows:
+            return []  # asked by nobody, or dropped by an earlier run
+        found = [self._used(rows[0], self.unused_for)]
+        if (following := session.value("indexes.replicas")) > len(replicas):
+            found.append(
+                f"may be in use on replicas: {following} follow this server and {len(replicas)} are declared; declare "
+                f"them under replicas of the database, or unused_for: null"
+            )
+        for called, replica in replicas.items():
+            there = replica.named("indexes.use", self.old.oid) if replica.value("catalog.is_replica") else []
+            reason = (
+                self._used(there[0], self.unused_for) if there else "is not there: is it a replica of this database?"
+            )
+            found.append(reason and f"on {called} {reason}")
+        return [f"{thing} {reason}" for reason in found if reason]
+
+    def _used(self, use: tuple[Any, ...], unused_for: float) -> str:
+        scans, last, since, now, counted = use
         window = for_people(unused_for, Unit.SECONDS)
         if not counted:
             return "may be in use: the server counts no scans (track_counts is off); declare unused_for: null"
-        if not scans:
-            if since is not None and _seconds(since, now) < unused_for:
-                return f"was not scanned since scans are counted, at {since:%Y-%m-%d %H:%M %Z}, less than {window} ago"
-            return ""
-        if last is None:
+        if scans and last is None:
             return (
                 f"was scanned {scans:,} times, and this server does not say when: run "
                 f"pg_stat_reset_single_table_counters({self.old.oid}) and wait {window}, or declare unused_for: null"
             )
-        if _seconds(last, now) < unused_for:
+        if last is not None and _seconds(last, now) < unused_for:
             return f"was scanned {scans:,} times, last at {last:%Y-%m-%d %H:%M %Z}, less than {window} ago"
+        if _seconds(since, now) < unused_for:
+            return f"may be in use: scans are counted since {since:%Y-%m-%d %H:%M %Z} only, less than {window} ago"
         return ""
 
     def tombstone(self) -> list[Step]:
