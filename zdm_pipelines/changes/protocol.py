@@ -71,7 +71,7 @@ class Retirement(Protocol):
         ...
 
     def restore(self) -> list[Step]:
-        """Steps that make anew what `drop` took away, each with `done_when`; empty: only a tombstone comes back."""
+        """Steps that make anew what `drop` took away, each safe to run again; empty: only a tombstone comes back."""
         ...
 
 

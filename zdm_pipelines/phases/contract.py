@@ -383,7 +383,7 @@ def undo(context: Context) -> None:
         if change.rows is not None and change.rows.destroys:
             bring_back(context, session, entry, change.rows)
         for step in change.retire.restore() if change.retire and entry.state == State.CONTRACTING else []:
-            _restore(context, session, change, step)
+            locks.run_step(session, step, context=context, what="rollback", relations=change.relations)
 
         def apply() -> None:
             for step in reversed(steps):
@@ -392,16 +392,6 @@ def undo(context: Context) -> None:
             ledger.move(session, entry, before, what=f"{words.old} back")
 
         locks.change_schema(session, apply, context=context, what="rollback", relations=change.relations)
-
-
-def _restore(context: Context, session: Session, change: Change, step: Step) -> None:
-    """Make anew what a contract that was stopped has dropped."""
-    if not step.in_transaction:
-        locks.run_alone(session, step, context=context, what="rollback")
-        return
-    locks.change_schema(
-        session, lambda: locks.run_steps(session, [step]), context=context, what="rollback", relations=change.relations
-    )
 
 
 def _untombstoned(context: Context, session: Session, entry: ledger.Entry) -> Change:

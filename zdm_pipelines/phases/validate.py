@@ -223,7 +223,7 @@ class _Validation:
         steps = list(self.change.enforce)
         while steps:
             for step in steps:
-                if self._is_done(step):
+                if locks.is_done(self.session, step):
                     continue
                 begun.append(step)
                 try:
@@ -246,21 +246,10 @@ class _Validation:
             facts={"steps": [s.name for s in self.change.enforce]},
         )
 
-    def _is_done(self, step: Step) -> bool:
-        return bool(step.done_when) and bool(self.session.run(Statement(step.done_when))[0][0])
-
     def _run_step(self, step: Step) -> None:
-        if not step.in_transaction:
-            locks.run_alone(self.session, step, context=self.context, what="validate")
-            return
-        _, tries = locks.change_schema(
-            self.session,
-            lambda: locks.run_steps(self.session, [step], tell=self.context.tell),
-            context=self.context,
-            what="validate",
-            relations=self.change.relations,
+        self.retries += locks.run_step(
+            self.session, step, context=self.context, what="validate", relations=self.change.relations
         )
-        self.retries += tries
 
     def take_back(self) -> None:
         """Undo everything that is enforced."""

@@ -20,7 +20,7 @@ from zdm_pipelines.sandbox.postgres import Cluster
 from zdm_pipelines.sandbox.server import Server
 from zdm_pipelines_tests import walking
 from zdm_pipelines_tests.helpers import eventually
-from zdm_pipelines_tests.walking import sql
+from zdm_pipelines_tests.walking import one, sql
 
 ORDERS = """
 CREATE TABLE customers (id int PRIMARY KEY);
@@ -206,6 +206,19 @@ def test_index_that_was_made_anew_is_another_one(database: str) -> None:
     assert reasons(database, bound) == [
         'index "orders_x" is another one than when the migration began: somebody made it anew'
     ]
+
+
+def test_index_that_was_renamed_is_not_taken_for_dropped(database: str) -> None:
+    sql(database, ORDERS)
+    bound = walking.change(database, drop())
+    assert bound.retire is not None
+    sql(database, "ALTER INDEX orders_x RENAME TO orders_y; CREATE INDEX orders_x ON orders (total)")
+    (reason,) = reasons(database, bound)
+    assert reason.startswith('index "orders_x" was renamed to "public"."orders_y": give it its name back')
+    (step,) = bound.retire.drop()
+    assert one(database, step.done_when) is False
+    sql(database, "DROP INDEX orders_y")
+    assert "made it anew" in reasons(database, bound)[0]
 
 
 def test_warnings_say_what_goes_with_the_index(database: str) -> None:

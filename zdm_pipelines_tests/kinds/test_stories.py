@@ -204,6 +204,25 @@ def test_index_that_is_used_is_not_dropped(database: str) -> None:
     assert state(declare({"kind": "drop_index", "name": "orders_state", "unused_for": None}), database) == State.PLANNED
 
 
+def test_index_that_is_renamed_while_it_goes_is_neither_dropped_nor_said_to_be(database: str) -> None:
+    sql(database, SHOP)
+    m = declare({"kind": "drop_index", "name": "orders_state", "unused_for": None})
+
+    def rename(said: str) -> None:
+        if said.startswith("DROP INDEX"):
+            sql(database, "ALTER INDEX orders_state RENAME TO orders_kept")
+
+    with pytest.raises(
+        StateConflict, match=r'drop index "orders_state": the statement ran, and what it is for is still'
+    ):
+        contract.run(work(m, database, tell=rename))
+    assert state(m, database) == State.CONTRACTING
+    with pytest.raises(GateRefused, match=r'was renamed to "public"."orders_kept"'):
+        contracted(m, database)
+    assert undo(m, database) == State.ROLLED_BACK
+    assert one(database, "SELECT count(*) FROM pg_index WHERE indrelid = 'orders'::regclass") == 2
+
+
 def test_replicas_are_asked_before_an_index_is_dropped(
     database: str, cluster: Cluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:

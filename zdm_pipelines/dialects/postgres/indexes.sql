@@ -3,6 +3,10 @@ SELECT c.oid::bigint, c.relkind, i.indrelid::bigint, i.indisvalid, i.indisunique
 FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace LEFT JOIN pg_index i ON i.indexrelid = c.oid
 WHERE n.nspname = $1 AND c.relname = $2;
 
+-- called: The schema and name of an index ($1) of a table ($2), empty when it is gone.
+SELECT n.nspname, c.relname FROM pg_index i JOIN pg_class c ON c.oid = i.indexrelid
+JOIN pg_namespace n ON n.oid = c.relnamespace WHERE i.indexrelid = $1 AND i.indrelid = $2;
+
 -- alike: Valid indexes of a table ($1) with a definition ($3, from USING on), unique or not ($2).
 SELECT c.relname FROM pg_index i JOIN pg_class c ON c.oid = i.indexrelid
 WHERE i.indrelid = $1 AND i.indisvalid AND i.indisunique = $2

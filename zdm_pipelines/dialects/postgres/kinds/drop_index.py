@@ -27,6 +27,17 @@ class OldIndex:
     oid: int
     belongings: tuple[str, ...] = ()  # statements that give it its comment and settings
 
+    def stands(self, *, more: str = "") -> str:
+        """Predicate: the index itself is there, whatever it is called now.
+
+        Args:
+            more: of `pg_index` as i, such as `AND i.indisvalid`.
+        """
+        return (
+            f"EXISTS (SELECT FROM pg_index i WHERE i.indexrelid = {self.oid} AND i.indrelid = {self.index.table_oid}"
+            f"{more})"
+        )
+
 
 @dataclass(frozen=True, kw_only=True)
 class Facts:
@@ -108,11 +119,14 @@ class Going:
     def dependents(self, session: Connection) -> list[str]:
         """What stands on the index, or scans it; nothing once the index is gone."""
         index, thing = self.old.index, f"index {quote(self.old.index.name)}"
-        found = session.named("indexes.named", index.table.schema, index.name)
-        if not found:
-            return []  # an earlier run dropped it
-        if found[0][0] != self.old.oid:
-            return [f"{thing} is another one than when the migration began: somebody made it anew"]
+        called = session.named("indexes.called", self.old.oid, index.table_oid)
+        if not called:
+            again = session.named("indexes.named", index.table.schema, index.name)
+            # An earlier run dropped it, unless somebody else did so and made it anew.
+            return [f"{thing} is another one than when the migration began: somebody made it anew"] if again else []
+        if called != [(index.table.schema, index.name)]:
+            now = ".".join(quote(part) for part in called[0])
+            return [f"{thing} was renamed to {now}: give it its name back, or roll back and declare it by that name"]
         return [f"{thing} {reason}" for reason in holders(session, self.old.oid)]
 
     def in_use(self, session: Connection, replicas: Mapping[str, Connection]) -> list[str]:
@@ -167,7 +181,7 @@ class Going:
                 sql=f"DROP INDEX CONCURRENTLY IF EXISTS {index.sql}",
                 reason="waits for the queries that use it, and holds up nobody",
                 lock=HARMLESS,
-                done_when=f"SELECT NOT EXISTS (SELECT FROM pg_class WHERE oid = {self.old.oid} AND relkind = 'i')",
+                done_when=f"SELECT NOT {self.old.stands()}",
                 in_transaction=False,
             )
         ]
@@ -176,10 +190,9 @@ class Going:
         """Build it as it was."""
         reason = "as it was before the migration"
         extras = [
-            Step(name="restore its settings", sql=sql, reason=reason, lock=HARMLESS, done_when="SELECT false")
-            for sql in self.old.belongings
+            Step(name="restore its settings", sql=sql, reason=reason, lock=HARMLESS) for sql in self.old.belongings
         ]
-        return [*self.old.index.build(reason=reason), *extras]
+        return [*self.old.index.build(reason=reason, done=self.old.stands(more=" AND i.indisvalid")), *extras]
 
 
 def _seconds(since: datetime, now: datetime) -> float:
