@@ -96,9 +96,9 @@ class Change:
     rows: RowWork | None = None
     parity: Comparison | None = None
     enforce: Sequence[Step] = ()
-    # Steps of validate that only the server can tell once `enforce` ran, such as those of a partition attached
-    # meanwhile. Asked again until none is left.
-    further: Callable[[Session], Sequence[Step]] | None = None
+    # What `enforce` would be today, each step with `done_when`: a partition may have been attached since the survey.
+    # Asked behind `enforce` until nothing of it is left to do, and by a rollback, which takes it back as well.
+    today: Callable[[Session], Sequence[Step]] | None = None
     checks: Sequence[DataCheck] = ()
     retire: Retirement | None = None
     # Why what goes counts as used, for a server counts its own reads alone: asked with a session on each declared

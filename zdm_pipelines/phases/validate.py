@@ -236,7 +236,7 @@ class _Validation:
                             self._run_step(taken.undoing())
                     return Check(name=_ENFORCED, passed=False, summary=f"{step.name}: {safe(error)}")
                 self.done.append(step.sql)
-            steps = list(self.change.further(self.session)) if self.change.further else []
+            steps = self._left(self._today())
         for step in _statistics(self.context, self.change):
             self.session.run(Statement(step.sql))
         return Check(
@@ -251,9 +251,15 @@ class _Validation:
             self.session, step, context=self.context, what="validate", relations=self.change.relations
         )
 
+    def _today(self) -> Sequence[Step]:
+        return self.change.today(self.session) if self.change.today else ()
+
+    def _left(self, steps: Sequence[Step]) -> list[Step]:
+        return [step for step in steps if not locks.is_done(self.session, step)]
+
     def take_back(self) -> None:
-        """Undo everything that is enforced."""
-        for step in reversed(self.change.enforce):
+        """Undo everything that is enforced, and what an interrupted validate did for what was added meanwhile."""
+        for step in reversed([*self.change.enforce, *self._today()]):
             if step.undo:
                 self._run_step(step.undoing())
 

@@ -167,6 +167,30 @@ def test_partition_that_is_attached_meanwhile_has_its_index(database: str, serve
     assert one(database, "SELECT count(*) FROM pg_index WHERE indrelid = 'asia'::regclass AND indisvalid") == 1
 
 
+def test_killed_validate_leaves_no_index_of_a_partition_behind(database: str, server: Server) -> None:
+    sql(
+        database,
+        "CREATE TABLE orders (id bigint, region text) PARTITION BY LIST (region); "
+        "CREATE TABLE orders_eu PARTITION OF orders FOR VALUES IN ('eu'); CREATE TABLE asia (LIKE orders)",
+    )
+    m = declare({"kind": "add_index", "name": "by_id", "columns": ["id"]})
+
+    def attach_then_die(said: str) -> None:
+        if said.startswith('CREATE INDEX CONCURRENTLY "orders_eu_by_id"'):
+            sql(database, "ALTER TABLE orders ATTACH PARTITION asia FOR VALUES IN ('asia')")
+        if 'ATTACH PARTITION "public"."asia_by_id"' in said:
+            raise KeyboardInterrupt
+
+    def built(table: str) -> int:
+        return int(one(database, f"SELECT count(*) FROM pg_index WHERE indrelid = '{table}'::regclass"))
+
+    with pytest.raises(KeyboardInterrupt):
+        validate.run(work(m, database, tell=attach_then_die))
+    assert built("asia") == 1
+    assert undo(m, database) == State.ROLLED_BACK
+    assert built("orders") == built("orders_eu") == built("asia") == 0
+
+
 def test_story_of_drop_index(database: str, server: Server) -> None:
     sql(database, SHOP)
     before, m = dump(server, database), declare({"kind": "drop_index", "name": "orders_state", "unused_for": None})

@@ -1,9 +1,11 @@
 """Indexes: build them while their table is read and written, on partitioned tables too, and know them again.
 
 An index is recognised by its table, its definition as the server prints it, and whether it is valid; a name alone
-proves nothing. On a partitioned table the server builds nothing concurrently, so each partition gets an index of its
-own first; the parent's index is then made empty and takes those of the partitions in. In that order an undo can drop
-whatever stands: the parent's index takes along what it has taken in, and the rest is dropped concurrently.
+proves nothing. Definitions are printed under one search path, for the session's own says which names have a schema.
+
+On a partitioned table the server builds nothing concurrently, so each partition gets an index of its own first; the
+parent's index is then made empty and takes those of the partitions in. In that order an undo can drop whatever stands:
+the parent's index takes along what it has taken in, and the rest is dropped concurrently.
 """
 
 from __future__ import annotations
@@ -13,11 +15,23 @@ from dataclasses import dataclass, replace
 
 from zdm_pipelines.dialects.postgres import keys
 from zdm_pipelines.dialects.postgres.builds import HARMLESS, SHORT, text
-from zdm_pipelines.dialects.postgres.connection import Connection, scalar
+from zdm_pipelines.dialects.postgres.connection import Connection
 from zdm_pipelines.model.names import TableName, fitted, quote
 from zdm_pipelines.model.values import Column, Step
 
 FEW = 5  # rows that a finding names
+_PATH = "pg_catalog"  # everything else is printed with its schema
+# The definition of pg_index i. CASE settles the order; the path is put back, for transactions go on behind a predicate.
+_PRINTED = (
+    f"(SELECT CASE WHEN set_config('search_path', '{_PATH}', true) <> '' THEN pg_get_indexdef(i.indexrelid) "
+    "|| left(set_config('search_path', s.path, true), 0) END "
+    "FROM (SELECT current_setting('search_path') AS path OFFSET 0) s)"
+)
+
+
+def print_alike(conn: Connection) -> None:
+    """Let the server print definitions as predicates compare them, until the present transaction or savepoint ends."""
+    conn.execute(f"SET LOCAL search_path = {_PATH}".encode())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,9 +40,11 @@ class Index:
 
     name: str
     table: TableName
-    table_oid: int
+    table_oid: int  # 0: the table is made by an earlier step, and is found by its name
     unique: bool
     definition: str  # everything behind USING
+    printed: bool = True  # the definition is as the server prints it; else it is as declared, and is not compared
+    columns: tuple[int, ...] = ()  # numbers of its columns in the table, 0 for an expression; empty: not known
     where: str = ""  # the end of the definition that says which rows, with its WHERE
     tablespace: str = ""  # quoted; empty: the database's own
 
@@ -37,12 +53,14 @@ class Index:
         """The name with its schema, which is the table's, quoted."""
         return f"{quote(self.table.schema)}.{quote(self.name)}"
 
+    def _on_table(self) -> str:
+        table = self.table_oid or f"to_regclass({text(self.table.sql)})"
+        return f"i.indrelid = {table} AND {'' if self.unique else 'NOT '}i.indisunique"
+
     def _alike(self) -> str:
         tail = f"USING {self.definition}"
-        return (
-            f"i.indrelid = {self.table_oid} AND {'' if self.unique else 'NOT '}i.indisunique "
-            f"AND right(pg_get_indexdef(i.indexrelid), {len(tail)}) = {text(tail)}"
-        )
+        compared = f" AND right({_PRINTED}, {len(tail)}) = {text(tail)}" if self.printed else ""
+        return f"{self._on_table()}{compared}"
 
     def stands(self, *, more: str = "") -> str:
         """Predicate: an index of this name, table and definition is there.
@@ -50,9 +68,17 @@ class Index:
         Args:
             more: of `pg_index` as i, such as `AND i.indisvalid`.
         """
+        return self._named(f"{self._alike()}{more}")
+
+    def remains(self) -> str:
+        """Predicate: there is something to take back, though a renamed column has changed how the definition reads."""
+        columns = f" AND i.indkey::text = {text(' '.join(map(str, self.columns)))}" if self.columns else ""
+        return self._named(f"{self._on_table()}{columns}")
+
+    def _named(self, condition: str) -> str:
         return (
             "EXISTS (SELECT FROM pg_index i JOIN pg_class c ON c.oid = i.indexrelid "
-            f"WHERE c.relname = {text(self.name)} AND {self._alike()}{more})"
+            f"WHERE c.relname = {text(self.name)} AND {condition})"
         )
 
     def taken_in(self) -> str:
@@ -92,7 +118,7 @@ class Index:
                 lock=HARMLESS,
                 undo=drop,
                 done_when=f"SELECT {self.stands(more=' AND i.indisvalid')}{more}",
-                undone_when=f"SELECT NOT {self.stands()}{more}",
+                undone_when=f"SELECT NOT {self.remains()}{more}",
                 in_transaction=False,
             ),
         ]
@@ -131,13 +157,12 @@ class NewIndex:
             steps += self._parent(self._on(part), part.oid, done=self._on(part).taken_in())
         return steps + self._parent(self.index, self.index.table_oid)
 
-    def further(self, session: Connection) -> list[Step]:
-        """What is still to be done for the partitions of today."""
+    def today(self, session: Connection) -> list[Step]:
+        """The same for the partitions of today."""
         if not self.partitioned:
             return []
         today = replace(self, partitions=partitions(session, self.index.table_oid))
-        steps = today.steps(reason="for a partition that was attached meanwhile")
-        return [step for step in steps if not scalar(session, step.done_when)]
+        return today.steps(reason="for a partition that was attached meanwhile")
 
     def duplicates(self) -> str:
         """Query: rows that share what is to be unique with another row."""
@@ -169,7 +194,7 @@ class NewIndex:
 
     def _on(self, part: Partition) -> Index:
         name = fitted(f"{part.table.name}_{self.index.name}")
-        return replace(self.index, name=name, table=part.table, table_oid=part.oid)
+        return replace(self.index, name=name, table=part.table, table_oid=part.oid, columns=())
 
     def _parent(self, index: Index, oid: int, *, done: str = "") -> list[Step]:
         """Make a partitioned table's index empty, and let it take in those of its partitions."""
@@ -182,7 +207,7 @@ class NewIndex:
                 lock="SHARE, for milliseconds",
                 undo=f"DROP INDEX IF EXISTS {index.sql}",
                 done_when=f"SELECT {index.stands()}{more}",
-                undone_when=f"SELECT NOT {index.stands()}{more}",
+                undone_when=f"SELECT NOT {index.remains()}{more}",
             )
         ]
         for part in (p for p in self.partitions if p.parent == oid):

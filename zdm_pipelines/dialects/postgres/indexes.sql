@@ -12,10 +12,13 @@ SELECT c.relname FROM pg_index i JOIN pg_class c ON c.oid = i.indexrelid
 WHERE i.indrelid = $1 AND i.indisvalid AND i.indisunique = $2
   AND right(pg_get_indexdef(i.indexrelid), length($3::text)) = $3 ORDER BY 1;
 
--- tried: What the server made of the index that was tried on the copy.
+-- tried: What the server made of the index that was tried on the copy; the numbers of its columns are those of table $1.
 SELECT pg_get_indexdef(i.indexrelid), pg_get_expr(i.indpred, i.indrelid),
        ARRAY(SELECT pg_get_indexdef(i.indexrelid, k, false) FROM generate_series(1, i.indnkeyatts) AS k ORDER BY k),
-       coalesce((to_jsonb(i) ->> 'indnullsnotdistinct')::boolean, false)
+       coalesce((to_jsonb(i) ->> 'indnullsnotdistinct')::boolean, false),
+       ARRAY(SELECT coalesce(r.attnum, 0)::int FROM unnest(i.indkey::int2[]) WITH ORDINALITY AS k (number, place)
+             LEFT JOIN pg_attribute c ON c.attrelid = i.indrelid AND c.attnum = k.number
+             LEFT JOIN pg_attribute r ON r.attrelid = $1 AND r.attname = c.attname ORDER BY k.place)
 FROM pg_index i WHERE i.indexrelid = 'pg_temp.zdm_index'::regclass;
 
 -- partition_key: By what a table is partitioned, null when it is not.

@@ -13,7 +13,7 @@ from zdm_pipelines.dialects.postgres import catalog as catalogs
 from zdm_pipelines.dialects.postgres.builds import text
 from zdm_pipelines.dialects.postgres.connection import Connection, attempt, safe, undone
 from zdm_pipelines.dialects.postgres.expressions import expression
-from zdm_pipelines.dialects.postgres.indexes import Index, NewIndex, partitions
+from zdm_pipelines.dialects.postgres.indexes import Index, NewIndex, partitions, print_alike
 from zdm_pipelines.model.errors import Problem
 from zdm_pipelines.model.names import TableName, fitted, quote
 from zdm_pipelines.model.values import Catalog
@@ -65,8 +65,11 @@ def survey(conn: Connection, table: TableName, change: Declared) -> tuple[Catalo
     if any("temporary" in problem.fact for problem in problems):
         raise problems[0]
     new = try_index(conn, found, change)
-    problems += taken_names(conn, new)
-    return replace(found, warnings=tuple(look_alikes(conn, new, problems))), Facts(new=new), problems
+    with conn.transaction():
+        print_alike(conn)
+        problems += taken_names(conn, new)
+        warnings = look_alikes(conn, new, problems)
+    return replace(found, warnings=tuple(warnings)), Facts(new=new), problems
 
 
 def try_index(conn: Connection, found: Catalog, change: Declared) -> NewIndex:
@@ -84,7 +87,8 @@ def try_index(conn: Connection, found: Catalog, change: Declared) -> NewIndex:
             with attempt(conn):
                 # A prepared statement can be but one: what follows a semicolon is refused by the server.
                 conn.execute(_create(change).encode(), prepare=True)
-                printed, predicate, elements, alike = conn.named("indexes.tried")[0]
+                print_alike(conn)
+                printed, predicate, elements, alike, columns = conn.named("indexes.tried", found.oid)[0]
     except psycopg.Error as error:
         thing = f"index {quote(change.name)} on ({', '.join(change.columns)})"
         why = error.diag.message_primary or safe(error)  # the copy has no rows, so no message quotes their values
@@ -95,6 +99,7 @@ def try_index(conn: Connection, found: Catalog, change: Declared) -> NewIndex:
         table_oid=found.oid,
         unique=change.unique,
         definition=printed.split(" USING ", 1)[1],
+        columns=tuple(columns),
         where=f" WHERE {predicate}" if predicate else "",
     )
     return NewIndex(

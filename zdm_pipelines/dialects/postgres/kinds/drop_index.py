@@ -12,7 +12,7 @@ from pydantic import TypeAdapter
 from zdm_pipelines.dialects.postgres import catalog as catalogs
 from zdm_pipelines.dialects.postgres.builds import HARMLESS
 from zdm_pipelines.dialects.postgres.connection import Connection
-from zdm_pipelines.dialects.postgres.indexes import Index
+from zdm_pipelines.dialects.postgres.indexes import Index, print_alike
 from zdm_pipelines.model.errors import Problem
 from zdm_pipelines.model.names import TableName, quote
 from zdm_pipelines.model.units import Unit, for_people
@@ -83,7 +83,9 @@ def find(conn: Connection, found: Catalog, name: str) -> tuple[OldIndex, list[Pr
     Raises:
         Problem: the table has no such index.
     """
-    rows = conn.named("indexes.standing", found.table.schema, name)
+    with conn.transaction():
+        print_alike(conn)
+        rows = conn.named("indexes.standing", found.table.schema, name)
     thing = f"index {quote(name)}"
     if not rows or rows[0][1] != found.oid:
         fact = "is on another table" if rows else "does not exist"
