@@ -90,7 +90,7 @@ def run(context: Context, *, full: bool = False, compared: Callable[[int], None]
         )
         job = _Validation(context, session, entry, bound(context, entry), compared)
         checks = job.examine(full=full)
-        entry = _settle(context, session, entry, checks)
+        entry = _settle(context, session, job.entry, checks)
     failed = [c for c in checks if not c.passed]
     return Report(
         migration=context.name,
@@ -225,6 +225,7 @@ class _Validation:
             for step in steps:
                 if locks.is_done(self.session, step):
                     continue
+                self._claim()
                 begun.append(step)
                 try:
                     self._run_step(step)
@@ -245,6 +246,12 @@ class _Validation:
             summary=f"{len([s for s in self.change.enforce if s.done_when])} steps in place",
             facts={"steps": [s.name for s in self.change.enforce]},
         )
+
+    def _claim(self) -> None:
+        """A finished migration has given up its relations: they are claimed again before anything is built anew."""
+        if self.context.lifecycle.finished(self.entry.state):
+            held = claims(self.session, self.change)
+            self.entry = ledger.move(self.session, self.entry, _below(self.context), what="building again", claims=held)
 
     def _run_step(self, step: Step) -> None:
         self.retries += locks.run_step(

@@ -115,6 +115,27 @@ def test_story_of_add_index(database: str, server: Server) -> None:
     assert "CREATE INDEX orders_customer ON public.orders USING btree (customer, n);" in dump(server, database)
 
 
+def test_finished_migration_claims_its_table_before_it_builds_again(database: str) -> None:
+    sql(database, SHOP)
+    m, other = declare(ADD), declare(ADD | {"name": "orders_n", "columns": ["n"]}, name="other")
+    start(m, database, validated)
+    sql(database, "DROP INDEX orders_customer")
+    refused: list[str] = []
+
+    def meanwhile(said: str) -> None:
+        if said.startswith("CREATE INDEX"):
+            with pytest.raises(StateConflict) as error:
+                validated(m, database)
+            refused.append(str(error.value))
+
+    validate.run(work(other, database, tell=meanwhile))
+    assert "table public.orders is under migration other (building)" in refused[0]
+    assert one(database, "SELECT to_regclass('orders_customer')") is None
+    seen: list[State] = []
+    validate.run(work(m, database, tell=lambda _: seen.append(state(m, database))))
+    assert (seen, state(m, database)) == ([State.BUILDING], State.VALIDATED)
+
+
 def test_unique_index_over_duplicates_is_refused_with_their_keys(database: str, server: Server) -> None:
     sql(database, SHOP + "UPDATE lines SET what = 'same' WHERE id IN (5, 7)")
     before = dump(server, database)
