@@ -40,7 +40,7 @@ unused_for: 7d  # nobody scanned it for so long; null: drop it all the same"""
         """The index goes, and nothing else."""
         sql = server.kind(_NAME)
         old = sql.Facts.read(bound.facts).old
-        going = sql.Going(old=old, unused_for=declared(bound.migration).unused_for)
+        going = sql.Unused(old=old, unused_for=declared(bound.migration).unused_for)
         return Change(
             relations=(Relation(name=bound.catalog.table, oid=bound.catalog.oid),),
             told=(("index", old.index.definition),),

@@ -1,25 +1,18 @@
-"""Indexes: build them while their table is read and written, on partitioned tables too, and know them again.
+"""Indexes: build one while its table is read and written, and know it again.
 
 An index is recognised by its table, its definition as the server prints it, and whether it is valid; a name alone
 proves nothing. Definitions are printed under one search path, for the session's own says which names have a schema.
-
-On a partitioned table the server builds nothing concurrently, so each partition gets an index of its own first; the
-parent's index is then made empty and takes those of the partitions in. In that order an undo can drop whatever stands:
-the parent's index takes along what it has taken in, and the rest is dropped concurrently.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
-from zdm_pipelines.dialects.postgres import keys
-from zdm_pipelines.dialects.postgres.builds import HARMLESS, SHORT, text
+from zdm_pipelines.dialects.postgres.builds import HARMLESS, text
 from zdm_pipelines.dialects.postgres.connection import Connection
-from zdm_pipelines.model.names import TableName, fitted, quote
-from zdm_pipelines.model.values import Column, Step
+from zdm_pipelines.model.names import TableName, quote
+from zdm_pipelines.model.values import Step
 
-FEW = 5  # rows that a finding names
 _PATH = "pg_catalog"  # everything else is printed with its schema
 # The definition of pg_index i. CASE settles the order; the path is put back, for transactions go on behind a predicate.
 _PRINTED = (
@@ -122,111 +115,3 @@ class Index:
                 in_transaction=False,
             ),
         ]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Partition:
-    """A partition, or a partitioned table below another one."""
-
-    table: TableName
-    oid: int
-    parent: int  # the oid of the table that it is attached to
-    leaf: bool
-
-
-@dataclass(frozen=True, kw_only=True)
-class NewIndex:
-    """An index to be built, with what the server said of it when it was tried."""
-
-    index: Index
-    elements: tuple[str, ...]  # what it orders by, each as an expression over the row
-    nulls_distinct: bool = True
-    partitioned: bool = False
-    partitions: tuple[Partition, ...] = ()  # when it was surveyed, parents first
-
-    def steps(self, *, reason: str) -> list[Step]:
-        """Steps that build the index on the table and on its partitions."""
-        if not self.partitioned:
-            return self.index.build(reason=reason)
-        steps: list[Step] = []
-        for leaf in (p for p in self.partitions if p.leaf):
-            index = self._on(leaf)
-            steps += index.build(reason=f"{reason}; on each partition by itself", done=index.taken_in())
-        # The deepest first: what is made empty here takes in what stands already.
-        for part in reversed([p for p in self.partitions if not p.leaf]):
-            steps += self._parent(self._on(part), part.oid, done=self._on(part).taken_in())
-        return steps + self._parent(self.index, self.index.table_oid)
-
-    def today(self, session: Connection) -> list[Step]:
-        """The same for the partitions of today."""
-        if not self.partitioned:
-            return []
-        today = replace(self, partitions=partitions(session, self.index.table_oid))
-        return today.steps(reason="for a partition that was attached meanwhile")
-
-    def duplicates(self) -> str:
-        """Query: rows that share what is to be unique with another row."""
-        listed = ", ".join(f"{element} AS zdm_{i}" for i, element in enumerate(self.elements, 1))
-        grouped = ", ".join(f"zdm_{i}" for i, _ in enumerate(self.elements, 1))
-        groups = (
-            f"SELECT count(*) AS zdm_rows FROM (SELECT {listed} FROM {self.index.table.sql}{self._where()}) AS zdm_row "
-            f"GROUP BY {grouped} HAVING count(*) > 1"
-        )
-        count = f"SELECT coalesce(sum(zdm_rows), 0)::bigint FROM ({groups}) AS zdm_groups"
-        return f"SELECT CASE WHEN {self.index.stands(more=' AND i.indisvalid')} THEN 0 ELSE ({count}) END"
-
-    def duplicate_keys(self, key: Sequence[Column]) -> str:
-        """Query: the first keys of such rows, each as text[]; empty for a table without primary key."""
-        if not key:
-            return ""
-        rows = (
-            f"SELECT {keys.columns(key)}, {keys.as_text(key)} AS zdm_key, "
-            f"count(*) OVER (PARTITION BY {', '.join(self.elements)}) AS zdm_rows "
-            f"FROM {self.index.table.sql}{self._where()}"
-        )
-        return f"SELECT zdm_key FROM ({rows}) AS zdm_row WHERE zdm_rows > 1 ORDER BY {keys.columns(key)} LIMIT {FEW}"
-
-    def _where(self) -> str:
-        parts = [self.index.where.removeprefix(" WHERE ")] if self.index.where else []
-        if self.nulls_distinct:
-            parts += [f"{element} IS NOT NULL" for element in self.elements]
-        return f" WHERE {' AND '.join(parts)}" if parts else ""
-
-    def _on(self, part: Partition) -> Index:
-        name = fitted(f"{part.table.name}_{self.index.name}")
-        return replace(self.index, name=name, table=part.table, table_oid=part.oid, columns=())
-
-    def _parent(self, index: Index, oid: int, *, done: str = "") -> list[Step]:
-        """Make a partitioned table's index empty, and let it take in those of its partitions."""
-        more = f" OR {done}" if done else ""
-        steps = [
-            Step(
-                name=f"create index {quote(index.name)} on the partitioned table alone",
-                sql=index.create(only=True),
-                reason="nothing is built; partitions that are created from now on have theirs at once",
-                lock="SHARE, for milliseconds",
-                undo=f"DROP INDEX IF EXISTS {index.sql}",
-                done_when=f"SELECT {index.stands()}{more}",
-                undone_when=f"SELECT NOT {index.remains()}{more}",
-            )
-        ]
-        for part in (p for p in self.partitions if p.parent == oid):
-            own = self._on(part)
-            steps.append(
-                Step(
-                    name=f"attach index {quote(own.name)}",
-                    sql=f"ALTER INDEX {index.sql} ATTACH PARTITION {own.sql}",
-                    reason="with the last of them the index of the partitioned table is valid",
-                    lock=f"{SHORT}, on the partition's index",
-                    done_when=f"SELECT {own.taken_in()}",
-                )
-            )
-        return steps
-
-
-def partitions(conn: Connection, oid: int) -> tuple[Partition, ...]:
-    """Every partition below a partitioned table, parents first."""
-    return tuple(
-        Partition(table=TableName(schema=schema, name=name), oid=own, parent=parent, leaf=kind != "p")
-        for schema, name, own, parent, kind in conn.named("indexes.partitions", oid)
-    )
