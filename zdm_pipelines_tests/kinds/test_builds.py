@@ -57,6 +57,7 @@ def test_constraint_that_acts_otherwise_is_another_one(database: str) -> None:
     table, name = TableName(schema="public", name="children"), "children_id_fkey"
     add, validate = builds.constraint(table, name, definition, reason="as declared")
     assert [one(database, step.done_when) for step in (add, validate)] == [False, False]
+    assert walking.undo(database, [add, validate]) == []  # it is somebody else's
     sql(database, f"ALTER TABLE children DROP CONSTRAINT {name}; {add.sql}")
     assert [one(database, step.done_when) for step in (add, validate)] == [True, False]
     sql(database, validate.sql)

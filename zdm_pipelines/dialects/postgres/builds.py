@@ -14,6 +14,7 @@ HARMLESS = "SHARE UPDATE EXCLUSIVE: reads and writes go on"
 def constraint(table: TableName, name: str, definition: str, *, reason: str) -> list[Step]:
     """Add a check or foreign key that new writes keep at once, then prove it for the rows that are there."""
     kind, options = definition[0].lower(), definition.rpartition(")")[2]
+    stands = constraint_exists(table, name, kind=kind, options=options)
     return [
         Step(
             name=f"add constraint {quote(name)}",
@@ -21,7 +22,8 @@ def constraint(table: TableName, name: str, definition: str, *, reason: str) -> 
             reason=f"{reason}; NOT VALID: holds for new writes, reads no row yet",
             lock=SHORT,
             undo=f"ALTER TABLE {table.sql} DROP CONSTRAINT IF EXISTS {quote(name)}",
-            done_when=constraint_exists(table, name, kind=kind, options=options),
+            done_when=stands,
+            undone_when=f"SELECT NOT ({stands})",
         ),
         Step(
             name=f"validate constraint {quote(name)}",

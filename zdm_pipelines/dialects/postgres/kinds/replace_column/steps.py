@@ -114,13 +114,15 @@ class ReplaceColumnSteps:
     def _unique(self, rebuild: Rebuild) -> list[Step]:
         name = quote(rebuild.name)
         steps = self._index(rebuild, unique=True)
+        stands = constraint_exists(self.sql.catalog.table, rebuild.name, kind="u", options=rebuild.deferrable)
         attach = Step(
             name=f"make it the constraint {name}",
             sql=f"ALTER TABLE {self.sql.table} ADD CONSTRAINT {name} UNIQUE USING INDEX {name}{rebuild.deferrable}",
             reason=f"as {quote(rebuild.original)} on the old column; the index is there, so this is instant",
             lock=SHORT,
             undo=f"ALTER TABLE {self.sql.table} DROP CONSTRAINT IF EXISTS {name}",
-            done_when=constraint_exists(self.sql.catalog.table, rebuild.name, kind="u", options=rebuild.deferrable),
+            done_when=stands,
+            undone_when=f"SELECT NOT ({stands})",
         )
         return [*steps, attach]
 
