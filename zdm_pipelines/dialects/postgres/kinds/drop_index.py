@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
-from typing import Any
 
 from zdm_pipelines.dialects.postgres import catalog as catalogs
 from zdm_pipelines.dialects.postgres.connection import Connection
@@ -15,6 +14,8 @@ from zdm_pipelines.model.errors import Problem
 from zdm_pipelines.model.names import TableName, quote
 from zdm_pipelines.model.units import Unit, for_people
 from zdm_pipelines.model.values import Catalog
+
+__all__ = ["Facts", "Going", "Use", "survey"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,21 +44,22 @@ def survey(conn: Connection, table: TableName, name: str) -> tuple[Catalog, Fact
 
 
 @dataclass(frozen=True, kw_only=True)
-class Unused(Going):
-    """The index; it goes only while it is known that nobody uses it."""
+class Use:
+    """Who uses an index that is to go, as each server counts it for itself; what is not known counts as used."""
 
-    unused_for: float | None  # seconds; None: it may be in use
+    old: OldIndex
+    unused_for: float  # seconds
 
-    def in_use(self, session: Connection, replicas: Mapping[str, Connection]) -> list[str]:
-        """Why the index counts as used; what is not known counts as used.
+    def reasons(self, session: Connection, replicas: Mapping[str, Connection]) -> list[str]:
+        """Why the index counts as used; nothing once the index is gone.
 
         Args:
             replicas: sessions on those that are declared, by what they are called.
         """
         rows, thing = session.named("indexes.use", self.old.oid), f"index {quote(self.old.index.name)}"
-        if self.unused_for is None or not rows:
-            return []  # asked by nobody, or dropped by an earlier run
-        found = [self._used(rows[0], self.unused_for)]
+        if not rows:
+            return []  # an earlier run dropped it
+        found = [self._used(*rows[0])]
         if (following := session.value("indexes.replicas")) > len(replicas):
             found.append(
                 f"may be in use on replicas: {following} follow this server and {len(replicas)} are declared; declare "
@@ -65,15 +67,12 @@ class Unused(Going):
             )
         for called, replica in replicas.items():
             there = replica.named("indexes.use", self.old.oid) if replica.value("catalog.is_replica") else []
-            reason = (
-                self._used(there[0], self.unused_for) if there else "is not there: is it a replica of this database?"
-            )
+            reason = self._used(*there[0]) if there else "is not there: is it a replica of this database?"
             found.append(reason and f"on {called} {reason}")
         return [f"{thing} {reason}" for reason in found if reason]
 
-    def _used(self, use: tuple[Any, ...], unused_for: float) -> str:
-        scans, last, since, now, counted = use
-        window = for_people(unused_for, Unit.SECONDS)
+    def _used(self, scans: int, last: datetime | None, since: datetime, now: datetime, counted: bool) -> str:
+        window = for_people(self.unused_for, Unit.SECONDS)
         if not counted:
             return "may be in use: the server counts no scans (track_counts is off); declare unused_for: null"
         if scans and last is None:
@@ -81,12 +80,8 @@ class Unused(Going):
                 f"was scanned {scans:,} times, and this server does not say when: run "
                 f"pg_stat_reset_single_table_counters({self.old.oid}) and wait {window}, or declare unused_for: null"
             )
-        if last is not None and _seconds(last, now) < unused_for:
+        if last is not None and now - last < timedelta(seconds=self.unused_for):
             return f"was scanned {scans:,} times, last at {last:%Y-%m-%d %H:%M %Z}, less than {window} ago"
-        if _seconds(since, now) < unused_for:
+        if now - since < timedelta(seconds=self.unused_for):
             return f"may be in use: scans are counted since {since:%Y-%m-%d %H:%M %Z} only, less than {window} ago"
         return ""
-
-
-def _seconds(since: datetime, now: datetime) -> float:
-    return (now - since) / timedelta(seconds=1)
