@@ -79,9 +79,7 @@ class Step:
     reason: str
     lock: str  # the strongest lock it takes on the application's table
     undo: str = ""  # SQL that takes it back; empty: nothing to take back
-    done_when: str = (
-        ""  # SQL giving true when it is done already; empty: only inside a transaction that also moves the state
-    )
+    done_when: str = ""  # SQL giving true once it is done; empty: it commits with the state, or may simply be run again
     undone_when: str = ""  # SQL giving true when there is nothing to take back; empty: the undo says so by itself
     in_transaction: bool = True  # CONCURRENTLY must stand alone
 

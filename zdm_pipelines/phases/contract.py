@@ -125,7 +125,10 @@ def reasons(
         context.migration,
         checks=tuple(words.checks),
         old=words.old,
-        dependents=retire.dependents(session) if retire and surveyed else (),
+        dependents=[
+            *(retire.dependents(session) if retire and surveyed else ()),
+            *(gate.uses(session, context.database, change.in_use) if change and surveyed else ()),
+        ],
         sync=change.sync if change else None,
         constraints=change.enforce if change else (),
     )
@@ -395,7 +398,7 @@ def undo(context: Context) -> None:
                 ledger.forget_checks(session, entry.id)  # first: what waits must not go on, should this be killed
             bring_back(context, session, entry, change.rows)
         for step in change.retire.restore() if change.retire and entry.state == State.CONTRACTING else []:
-            _restore(context, session, change, step)
+            locks.run_step(session, step, context=context, what="rollback", relations=change.relations)
 
         def apply() -> None:
             for step in reversed(steps):
@@ -404,16 +407,6 @@ def undo(context: Context) -> None:
             ledger.move(session, entry, before, what="contract undone")
 
         locks.change_schema(session, apply, context=context, what="rollback", relations=_altered(change))
-
-
-def _restore(context: Context, session: Session, change: Change, step: Step) -> None:
-    """Make anew what a contract that was stopped has dropped."""
-    if not step.in_transaction:
-        locks.run_alone(session, step, context=context, what="rollback")
-        return
-    locks.change_schema(
-        session, lambda: locks.run_steps(session, [step]), context=context, what="rollback", relations=change.relations
-    )
 
 
 def _untombstoned(context: Context, session: Session, entry: ledger.Entry) -> Change:

@@ -90,7 +90,7 @@ def run(context: Context, *, full: bool = False, compared: Callable[[int], None]
         )
         job = _Validation(context, session, entry, bound(context, entry), compared)
         checks = job.examine(full=full)
-        entry = _settle(context, session, entry, checks)
+        entry = _settle(context, session, job.entry, checks)
     failed = [c for c in checks if not c.passed]
     return Report(
         migration=context.name,
@@ -227,8 +227,9 @@ class _Validation:
         steps = list(self.change.enforce)
         while steps:
             for step in steps:
-                if self._is_done(step):
+                if locks.is_done(self.session, step):
                     continue
+                self._claim()
                 begun.append(step)
                 try:
                     self._run_step(step)
@@ -240,7 +241,7 @@ class _Validation:
                             self._run_step(taken.undoing())
                     return Check(name=_ENFORCED, passed=False, summary=f"{step.name}: {safe(error)}")
                 self.done.append(step.sql)
-            steps = list(self.change.further(self.session)) if self.change.further else []
+            steps = self._left(self._today())
         for step in _statistics(self.context, self.change):
             self.session.run(Statement(step.sql))
         return Check(
@@ -250,25 +251,26 @@ class _Validation:
             facts={"steps": [s.name for s in self.change.enforce]},
         )
 
-    def _is_done(self, step: Step) -> bool:
-        return bool(step.done_when) and bool(self.session.run(Statement(step.done_when))[0][0])
+    def _claim(self) -> None:
+        """A finished migration has given up its relations: they are claimed again before anything is built anew."""
+        if self.context.lifecycle.finished(self.entry.state):
+            held = claims(self.session, self.change)
+            self.entry = ledger.move(self.session, self.entry, _below(self.context), what="building again", claims=held)
 
     def _run_step(self, step: Step) -> None:
-        if not step.in_transaction:
-            locks.run_alone(self.session, step, context=self.context, what="validate")
-            return
-        _, tries = locks.change_schema(
-            self.session,
-            lambda: locks.run_steps(self.session, [step], tell=self.context.tell),
-            context=self.context,
-            what="validate",
-            relations=self.change.relations,
+        self.retries += locks.run_step(
+            self.session, step, context=self.context, what="validate", relations=self.change.relations
         )
-        self.retries += tries
+
+    def _today(self) -> Sequence[Step]:
+        return self.change.today(self.session) if self.change.today else ()
+
+    def _left(self, steps: Sequence[Step]) -> list[Step]:
+        return [step for step in steps if not locks.is_done(self.session, step)]
 
     def take_back(self) -> None:
-        """Undo everything that is enforced."""
-        for step in reversed(self.change.enforce):
+        """Undo everything that is enforced, and what an interrupted validate did for what was added meanwhile."""
+        for step in reversed([*self.change.enforce, *self._today()]):
             if step.undo:
                 self._run_step(step.undoing())
 

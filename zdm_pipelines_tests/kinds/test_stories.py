@@ -20,10 +20,11 @@ from zdm_pipelines.model.errors import (
     StateConflict,
     Throttled,
 )
-from zdm_pipelines.model.migration import Migration
+from zdm_pipelines.model.migration import Database, Migration
 from zdm_pipelines.model.states import Phase, State
 from zdm_pipelines.model.values import Moved
 from zdm_pipelines.phases import backfill, contract, expand, validate
+from zdm_pipelines.sandbox.postgres import Cluster
 from zdm_pipelines.sandbox.server import Server
 from zdm_pipelines.verbs import plan, rollback, status
 from zdm_pipelines_tests.helpers import Probe, Worker, contracted, dump, eventually, one, sql, state, validated, work
@@ -124,6 +125,27 @@ def test_story_of_add_index(database: str, server: Server) -> None:
     assert "CREATE INDEX orders_customer ON public.orders USING btree (customer, n);" in dump(server, database)
 
 
+def test_finished_migration_claims_its_table_before_it_builds_again(database: str) -> None:
+    sql(database, SHOP)
+    m, other = declare(ADD), declare(ADD | {"name": "orders_n", "columns": ["n"]}, name="other")
+    start(m, database, validated)
+    sql(database, "DROP INDEX orders_customer")
+    refused: list[str] = []
+
+    def meanwhile(said: str) -> None:
+        if said.startswith("CREATE INDEX"):
+            with pytest.raises(StateConflict) as error:
+                validated(m, database)
+            refused.append(str(error.value))
+
+    validate.run(work(other, database, tell=meanwhile))
+    assert "table public.orders is under migration other (building)" in refused[0]
+    assert one(database, "SELECT to_regclass('orders_customer')") is None
+    seen: list[State] = []
+    validate.run(work(m, database, tell=lambda _: seen.append(state(m, database))))
+    assert (seen, state(m, database)) == ([State.BUILDING], State.VALIDATED)
+
+
 def test_unique_index_over_duplicates_is_refused_with_their_keys(database: str, server: Server) -> None:
     sql(database, SHOP + "UPDATE lines SET what = 'same' WHERE id IN (5, 7)")
     before = dump(server, database)
@@ -176,9 +198,33 @@ def test_partition_that_is_attached_meanwhile_has_its_index(database: str, serve
     assert one(database, "SELECT count(*) FROM pg_index WHERE indrelid = 'asia'::regclass AND indisvalid") == 1
 
 
+def test_killed_validate_leaves_no_index_of_a_partition_behind(database: str, server: Server) -> None:
+    sql(
+        database,
+        "CREATE TABLE orders (id bigint, region text) PARTITION BY LIST (region); "
+        "CREATE TABLE orders_eu PARTITION OF orders FOR VALUES IN ('eu'); CREATE TABLE asia (LIKE orders)",
+    )
+    m = declare({"kind": "add_index", "name": "by_id", "columns": ["id"]})
+
+    def attach_then_die(said: str) -> None:
+        if said.startswith('CREATE INDEX CONCURRENTLY "orders_eu_by_id"'):
+            sql(database, "ALTER TABLE orders ATTACH PARTITION asia FOR VALUES IN ('asia')")
+        if 'ATTACH PARTITION "public"."asia_by_id"' in said:
+            raise KeyboardInterrupt
+
+    def built(table: str) -> int:
+        return int(one(database, f"SELECT count(*) FROM pg_index WHERE indrelid = '{table}'::regclass"))
+
+    with pytest.raises(KeyboardInterrupt):
+        validate.run(work(m, database, tell=attach_then_die))
+    assert built("asia") == 1
+    assert undo(m, database) == State.ROLLED_BACK
+    assert built("orders") == built("orders_eu") == built("asia") == 0
+
+
 def test_story_of_drop_index(database: str, server: Server) -> None:
     sql(database, SHOP)
-    before, m = dump(server, database), declare({"kind": "drop_index", "name": "orders_state"})
+    before, m = dump(server, database), declare({"kind": "drop_index", "name": "orders_state", "unused_for": None})
     assert names(m, database) == {Phase.CONTRACT: ['drop index "orders_state"']}
     with clients(database):
         with holding_up(database):
@@ -211,6 +257,43 @@ def test_index_that_is_used_is_not_dropped(database: str) -> None:
     with pytest.raises(GateRefused, match='index "orders_state" was scanned 1 times, last at'):
         contracted(declare({"kind": "drop_index", "name": "orders_state"}), database)
     assert state(declare({"kind": "drop_index", "name": "orders_state", "unused_for": None}), database) == State.PLANNED
+
+
+def test_index_that_is_renamed_while_it_goes_is_neither_dropped_nor_said_to_be(database: str) -> None:
+    sql(database, SHOP)
+    m = declare({"kind": "drop_index", "name": "orders_state", "unused_for": None})
+
+    def rename(said: str) -> None:
+        if said.startswith("DROP INDEX"):
+            sql(database, "ALTER INDEX orders_state RENAME TO orders_kept")
+
+    with pytest.raises(
+        StateConflict, match=r'drop index "orders_state": the statement ran, and what it is for is still'
+    ):
+        contract.run(work(m, database, tell=rename))
+    assert state(m, database) == State.CONTRACTING
+    with pytest.raises(GateRefused, match=r'was renamed to "public"."orders_kept"'):
+        contracted(m, database)
+    assert undo(m, database) == State.ROLLED_BACK
+    assert one(database, "SELECT count(*) FROM pg_index WHERE indrelid = 'orders'::regclass") == 2
+
+
+def test_replicas_are_asked_before_an_index_is_dropped(
+    database: str, cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sql(database, SHOP)
+    cluster.wait_caught_up()
+    there = cluster.replica.url(database.rsplit("/", 1)[1])
+    m, declared = (
+        declare({"kind": "drop_index", "name": "orders_state", "unused_for": "100ms"}),
+        Database(name="app", replicas=("READS_URL",)),
+    )
+    with pytest.raises(GateRefused, match="1 follow this server and 0 are declared"):
+        contracted(m, database)
+    with pytest.raises(GateRefused, match=r"what is read on replicas is not known: .* READS_URL is not set"):
+        contract.run(work(m, database, database=declared))
+    monkeypatch.setenv("READS_URL", there)
+    assert contract.run(work(m, database, database=declared)).state == State.CONTRACTED
 
 
 def test_story_of_replace_index(database: str, server: Server) -> None:
