@@ -60,10 +60,11 @@ FROM pg_depend d WHERE d.refclassid = 'pg_class'::regclass AND d.refobjid = $1::
   AND d.classid <> 'pg_constraint'::regclass ORDER BY 1;
 
 -- use: How often an index was scanned, when last (where the server tells), since when that is surely counted, and the time now.
--- A crash loses the counts and clears the database's own stats_reset; that of the background writer then tells when. A
--- replica that took over has counted its own scans alone until then.
+-- A clean restart keeps the counts. A crash loses them and clears the database's own stats_reset; that of the background
+-- writer, which is set whenever a server starts without counts, then tells when. A replica that took over has counted
+-- its own scans alone until then.
 SELECT s.idx_scan, (to_jsonb(s) ->> 'last_idx_scan')::timestamptz,
-       greatest(d.stats_reset, b.stats_reset, pg_postmaster_start_time(),
+       greatest(d.stats_reset, b.stats_reset,
                 CASE WHEN NOT pg_is_in_recovery() THEN pg_last_xact_replay_timestamp() END),
        clock_timestamp(), current_setting('track_counts')::boolean
 FROM pg_stat_user_indexes s CROSS JOIN pg_stat_database d CROSS JOIN pg_stat_bgwriter b
