@@ -82,13 +82,17 @@ def undo(url: str, steps: Sequence[Step]) -> list[str]:
 def validate(url: str, bound: Change) -> list[str]:
     """Run what is enforced, and what only the server can tell then."""
     ran = run(url, bound.enforce)
-    while bound.further is not None:
-        with server_at(url).connect(purpose="test") as session:
-            more = bound.further(session)
-        if not more:
-            break
-        ran += run(url, more)
+    while more := run(url, today(url, bound)):
+        ran += more
     return ran
+
+
+def today(url: str, bound: Change) -> Sequence[Step]:
+    """What is enforced, as the server calls for it now."""
+    if bound.today is None:
+        return ()
+    with server_at(url).connect(purpose="test") as session:
+        return bound.today(session)
 
 
 def indexes(url: str, table: str) -> dict[str, tuple[bool, str]]:

@@ -71,7 +71,7 @@ class Retirement(Protocol):
         ...
 
     def restore(self) -> list[Step]:
-        """Steps that make anew what `drop` took away, each with `done_when`; empty: only a tombstone comes back."""
+        """Steps that make anew what `drop` took away, each safe to run again; empty: only a tombstone comes back."""
         ...
 
 
@@ -96,11 +96,14 @@ class Change:
     rows: RowWork | None = None
     parity: Comparison | None = None
     enforce: Sequence[Step] = ()
-    # Steps of validate that only the server can tell once `enforce` ran, such as those of a partition attached
-    # meanwhile. Asked again until none is left.
-    further: Callable[[Session], Sequence[Step]] | None = None
+    # What `enforce` would be today, each step with `done_when`: a partition may have been attached since the survey.
+    # Asked behind `enforce` until nothing of it is left to do, and by a rollback, which takes it back as well.
+    today: Callable[[Session], Sequence[Step]] | None = None
     checks: Sequence[DataCheck] = ()
     retire: Retirement | None = None
+    # Why what goes counts as used, for a server counts its own reads alone: asked with a session on each declared
+    # replica, by what it is called.
+    in_use: Callable[[Session, Mapping[str, Session]], list[str]] | None = None
 
 
 class Kind(Protocol):

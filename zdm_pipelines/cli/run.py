@@ -59,7 +59,7 @@ class Walk:
                 self._stopped(phase)
                 raise
             except Throttled as error:
-                raise self._throttled(error) from None
+                raise self._throttled(phase, error) from None
             if phase is Phase.VALIDATE:
                 validate.raise_if_failed(self.reports[-1])
 
@@ -69,19 +69,22 @@ class Walk:
             terminal.show(show.report(report))
 
     def _stopped(self, phase: Phase) -> None:
+        rows = self.context.lifecycle.row_phase
         facts = {
-            Phase.BACKFILL: "the batch in progress was ended first, and every batch before it is kept",
+            rows: "the batch in progress was ended first, and every batch before it is kept",
             Phase.VALIDATE: "an index whose build was interrupted is built anew",
         }
         fact = facts.get(phase, "what was not committed did not happen")
-        go_on = f"zdm run {self.context.name}" + (
-            f" --phase {phase.replace('_', '-')}" if phase not in self.context.lifecycle.unattended else ""
-        )
-        terminal.note(f"{phase} was stopped: {fact}. To go on: {go_on}")
+        terminal.note(f"{phase} was stopped: {fact}. To go on: {self._again(phase)}")
 
-    def _throttled(self, error: Throttled) -> Throttled:
-        name = self.context.name
-        way_out = f"what was moved is kept: zdm run {name} goes on, zdm status {name} shows what stands against it"
+    def _again(self, phase: Phase) -> str:
+        """The command that goes on with a phase."""
+        named = phase not in self.context.lifecycle.unattended
+        return f"zdm run {self.context.name}" + (f" --phase {phase.replace('_', '-')}" if named else "")
+
+    def _throttled(self, phase: Phase, error: Throttled) -> Throttled:
+        against = f"zdm status {self.context.name} shows what stands against it"
+        way_out = f"every batch before is kept: {self._again(phase)} goes on, {against}"
         return Throttled(error.thing, error.fact, way_out, error.reasons)
 
     def _progress(self, unit: str) -> Progress:
@@ -148,7 +151,7 @@ class Walk:
 
 
 def _watched(moving: Generator[Moved], bar: _Bar) -> Iterator[Moved]:
-    """A backfill whose progress shows; closed, it stops at the next batch."""
+    """Row work whose progress shows; closed, it stops at the next batch."""
     with closing(moving):
         for done, moved in enumerate(moving, 1):
             bar.range_done(done)
@@ -156,10 +159,11 @@ def _watched(moving: Generator[Moved], bar: _Bar) -> Iterator[Moved]:
 
 
 class _Bar:
-    """Progress of a backfill: a bar on a terminal, now and then a line elsewhere."""
+    """Progress of row work: a bar on a terminal, now and then a line elsewhere."""
 
     def __init__(self, walk: Walk, progress: Progress, *, ranges: int, rows: int) -> None:
         self.console = walk.console
+        self.phase = walk.context.lifecycle.row_phase
         self.say = terminal.remarks(walk.console)
         self.progress = progress
         self.ranges = ranges
@@ -168,7 +172,7 @@ class _Bar:
         self.task: TaskID = progress.add_task(self._title(0), total=rows, speed="")
 
     def _title(self, done: int) -> str:
-        return f"backfill, range {done} of {self.ranges} done"
+        return f"{self.phase}, range {done} of {self.ranges} done"
 
     def batch(self, moved: Moved) -> None:
         """Called from the workers."""
@@ -177,7 +181,7 @@ class _Bar:
         self.progress.update(self.task, advance=moved.rows, speed=speed)
 
     def told(self, text: str) -> None:
-        """What the backfill says, such as why it waits; the bar shows that until the next batch."""
+        """What the row work says, such as why it waits; the bar shows that until the next batch."""
         self.say(text)
         if text.startswith("waiting"):
             self.progress.update(self.task, speed="waiting")
@@ -187,4 +191,4 @@ class _Bar:
         self.progress.update(self.task, description=self._title(done))
         if not self.console.is_terminal and time.monotonic() - self.said > _EVERY:
             self.said = time.monotonic()
-            self.console.print(f"  {self._title(done)}, {self.rows:,} rows moved")
+            self.console.print(f"  {self._title(done)}, {self.rows:,} rows")

@@ -172,8 +172,12 @@ def _row_work(migration: Migration, phase: Phase, work_on: Callable[..., Generat
                 wanted[:] = [partition for partition in wanted if partition in missing]
             bounds = {r.range.partition: r.range for r in ranges}
             statement = plan_.read(work).phases[phase][0].sql
+            against = {}
+            if phase is Phase.CONTRACT:
+                against["more_reasons"] = reasons.against_contract(context.instance, migration, ranges)
             moving = work_on(
                 work,
+                **against,
                 partitions=wanted,
                 repair=config.repair,
                 run_id=context.run.run_id,

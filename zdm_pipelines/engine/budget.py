@@ -94,7 +94,7 @@ class Budget:
         told = False
         while (had := self._free_slot(conn)) is None:
             if not told:
-                self._tell(f"waiting for one of {self.parallel} places (backfill.max_parallel)")
+                self._tell(f"waiting for one of {self.parallel} slots (backfill.max_parallel)")
                 told = True
             if self._stop.wait(_ASK):
                 raise Stopped

@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Callable, Mapping, Sequence
 
 from zdm_pipelines import ledger
+from zdm_pipelines.dialects import server_at
 from zdm_pipelines.dialects.server import Session
 from zdm_pipelines.engine.schema import locks
 from zdm_pipelines.engine.schema.sync import sync_reasons
 from zdm_pipelines.ledger import ranges
 from zdm_pipelines.model.capabilities import Sync
+from zdm_pipelines.model.errors import DatabaseUnreachable, SpecError
 from zdm_pipelines.model.lifecycle import Lifecycle, Need
-from zdm_pipelines.model.migration import Migration
+from zdm_pipelines.model.migration import Database, Migration
 from zdm_pipelines.model.states import Phase, State
 from zdm_pipelines.model.units import Unit, for_people
 from zdm_pipelines.model.values import Step
 
 _NAMED = 5  # ranges named in a reason; status lists the rest
+_ANSWERS_SECONDS = 10.0  # a replica that needs longer for a look at its counts is taken for one that cannot be asked
 
 
 def reasons(
@@ -48,7 +52,7 @@ def reasons(
         return [] if begins else [f"{migration.name} is planned: it never began; {first}"]
     found = declaration_reasons(entry, migration) if not begins else []
     if not begins and state not in lifecycle.allowed(Phase.CONTRACT):
-        found.insert(0, f"{migration.name} is {state}, contract begins from {lifecycle.undo_target(Phase.CONTRACT)}")
+        found.insert(0, f"{migration.name} is {state}, contract begins from {_before(lifecycle)}")
     if not begins and not lifecycle.active(state):
         return found
     before = lifecycle.undo_target(Phase.CONTRACT)
@@ -70,6 +74,28 @@ def reasons(
     return found
 
 
+def _before(lifecycle: Lifecycle) -> State:
+    """The state from which contract begins."""
+    return State.PLANNED if lifecycle.phases[0] is Phase.CONTRACT else lifecycle.undo_target(Phase.CONTRACT)
+
+
+def uses(
+    session: Session, database: Database, in_use: Callable[[Session, Mapping[str, Session]], list[str]] | None
+) -> list[str]:
+    """Who uses what goes, here and on the declared replicas; what a replica does not tell counts as used."""
+    if in_use is None:
+        return []
+    with contextlib.ExitStack() as stack:
+        try:
+            replicas = {
+                called: stack.enter_context(server_at(url).connect(purpose="gate", deadline=_ANSWERS_SECONDS))
+                for called, url in database.replica_urls().items()
+            }
+        except (SpecError, DatabaseUnreachable) as error:
+            return [f"what is read on replicas is not known: {error}"]
+        return in_use(session, replicas)
+
+
 def _age(session: Session, since: object) -> float:
     return float(session.value("sync.seconds_since", since))
 
@@ -86,7 +112,7 @@ def _progress_reasons(session: Session, entry: ledger.Entry, lifecycle: Lifecycl
         return []
     known = ranges.progress(session, entry.id)
     if not known:
-        return ["no range was ever planned: run expand again"]
+        return ["no range was ever planned: run expand"]
     left = [r.range.partition for r in known if not r.done]
     if not left or lifecycle.row_phase is Phase.CONTRACT:
         return []

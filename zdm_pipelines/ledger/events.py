@@ -45,5 +45,5 @@ def latest_events(conn: Session, migration_id: int, *, limit: int = 10) -> list[
 
 
 def began(conn: Session, migration_id: int) -> int:
-    """With which event the present attempt began; a rollback, to expanded or further, begins another."""
+    """With which event the present attempt began; a rollback of contract, or to expanded or further, begins another."""
     return int(conn.value("ledger.beginning", migration_id))

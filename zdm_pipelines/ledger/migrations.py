@@ -100,7 +100,7 @@ class Entry:
             return None
         return StateConflict(
             self.name,
-            f"was begun with another declaration of {', '.join(differing)}",
+            f"began with another declaration of {', '.join(differing)}",
             "put defs.yaml back as it was; once rolled back it may change",
         )
 

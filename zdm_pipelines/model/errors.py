@@ -68,7 +68,7 @@ class OutcomeUnknown(ZdmError):
 
 
 class MappingFailed(ZdmError):
-    """`up` or `down` raised for a row."""
+    """`up` or `down` raised for a row, or the row cannot be deleted."""
 
 
 class ParityMismatch(ZdmError):
@@ -94,7 +94,7 @@ class GateRefused(ZdmError):
         numbered = "".join(f"\n  - {reason}" for reason in reasons)
         super().__init__(
             migration,
-            f"contract refused, nothing was changed:{numbered}",
+            f"contract refused, nothing is taken away now:{numbered}",
             "mend these, then run contract again",
         )
         self.reasons = tuple(reasons)

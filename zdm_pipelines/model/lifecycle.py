@@ -210,8 +210,6 @@ class Lifecycle:
         if onward and (last := self._ahead(phase, state)) not in contract:
             onward.add(last)  # a phase may be done in one go
         if state in contract:
-            if not self.can_go_back(state):
-                return frozenset(onward)
             again = {State.CONTRACTING} if state != State.CONTRACTING and State.CONTRACTING in contract else set()
             return frozenset(onward | again | {self._before_contract})
         return frozenset(onward | set(self.states[:place]) | {State.ROLLED_BACK})
@@ -292,9 +290,11 @@ class Lifecycle:
         return self.completed(self.phases[place - 1]) if place else State.ROLLED_BACK
 
     def can_go_back(self, state: State) -> bool:
-        """Whether a rollback from a state is possible at all: rows that were taken away and not kept are gone."""
-        gone = state == State.CONTRACTING and Need.DESTROYS in self.needs and Need.TOMBSTONE not in self.needs
-        return state not in (*_BEFORE, State.CONTRACTED) and not gone
+        """Whether a rollback from a state is possible at all.
+
+        Where rows were taken away and not kept, it ends contract where it stands: what is gone stays gone.
+        """
+        return state not in (*_BEFORE, State.CONTRACTED)
 
     def is_past(self, state: State, target: State) -> bool:
         """Whether a rollback target lies behind a state, or is the state itself."""

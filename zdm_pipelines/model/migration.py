@@ -187,7 +187,9 @@ class Database(Declared):
         description="Environment variable with its URL; default: ZDM_<NAME>_URL.",
     )
     replicas: tuple[Annotated[str, Field(pattern=_VARIABLE)], ...] = Field(
-        default=(), description="Environment variables with the URLs of replicas whose heartbeat is watched."
+        default=(),
+        description="Environment variables with the URLs of replicas: their heartbeat is watched, and they are asked "
+        "who reads an index that goes.",
     )
     max_parallel: Annotated[int, Field(gt=0, le=32, strict=True)] = Field(
         default=2, description="Batches at once, over all its migrations, which take turns."

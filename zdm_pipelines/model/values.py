@@ -80,9 +80,7 @@ class Step:
     reason: str
     lock: str  # the strongest lock it takes on the application's table
     undo: str = ""  # SQL that takes it back; empty: nothing to take back
-    done_when: str = (
-        ""  # SQL giving true when it is done already; empty: only inside a transaction that also moves the state
-    )
+    done_when: str = ""  # SQL giving true once it is done; empty: it commits with the state, or may simply be run again
     undone_when: str = ""  # SQL giving true when there is nothing to take back; empty: the undo says so by itself
     in_transaction: bool = True  # CONCURRENTLY must stand alone
 
@@ -134,7 +132,8 @@ class Catalog:
     columns: tuple[Column, ...]
     key: tuple[Column, ...]  # primary key, in index order
     immutable: bool = True  # whether `up` and `down` depend on the row alone, not on session settings
-    search_path: str = '"$user", public'  # under which `up` and `down` were read
+    search_path: str = '"$user", public'  # under which the declared expressions were read
+    time_zone: str | None = None  # the same; None: an earlier version did not record it
     warnings: tuple[str, ...] = ()
 
     def column(self, name: str) -> Column:

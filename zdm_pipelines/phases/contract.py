@@ -23,7 +23,7 @@ from zdm_pipelines.model.capabilities import Notes
 from zdm_pipelines.model.errors import GateRefused, MappingFailed
 from zdm_pipelines.model.lifecycle import Need
 from zdm_pipelines.model.states import Phase, State
-from zdm_pipelines.model.values import Moved, Report, Statement, Step
+from zdm_pipelines.model.values import Moved, Relation, Report, Statement, Step
 from zdm_pipelines.phases import row_work
 from zdm_pipelines.phases.beginning import begin, bound, claims
 from zdm_pipelines.phases.way_back import bring_back
@@ -66,22 +66,37 @@ def run(
     return context.outlast(job.run)
 
 
-def destroy(context: Context, **options: Any) -> Generator[Moved]:
+def destroy(context: Context, *, more_reasons: Sequence[str] = (), **options: Any) -> Generator[Moved]:
     """Take rows away range by range, behind the whole gate, giving one `Moved` as each range is done.
 
     Args:
+        more_reasons: as for `run`.
         options: those of `row_work.run`.
 
     Raises:
-        GateRefused: with every reason, before the first batch; besides what `row_work.run` raises.
+        GateRefused: with every reason, before a range; besides what `row_work.run` raises.
     """
 
-    def gate_first(session: Session, entry: ledger.Entry) -> None:
-        if found := reasons(context, session, entry, present(context, session, entry)):
-            ledger.append(session, entry.id, "contract refused", detail={"reasons": found})
+    def gate(session: Session, entry: ledger.Entry) -> None:
+        if found := [*reasons(context, session, entry, present(context, session, entry)), *more_reasons]:
             raise GateRefused(context.name, found)
 
-    return row_work.run(context, gate=gate_first, **options)
+    try:
+        yield from row_work.run(context, gate=gate, **options)
+    except GateRefused as refused:
+        with context.looking("contract") as session:  # here, for several workers may have been refused
+            _note_refusal(session, ledger.find(session, context.name), refused)
+        raise
+
+
+def _note_refusal(session: Session, entry: ledger.Entry | None, refused: GateRefused) -> None:
+    if entry is not None:
+        ledger.append(session, entry.id, "contract refused", detail={"reasons": refused.reasons})
+
+
+def _altered(change: Change) -> Sequence[Relation]:
+    """The tables that steps of contract alter: none, where batches took the rows away."""
+    return () if change.rows is not None and change.rows.destroys else change.relations
 
 
 def present(context: Context, session: Session, entry: ledger.Entry) -> Change:
@@ -110,7 +125,10 @@ def reasons(
         context.migration,
         checks=tuple(words.checks),
         old=words.old,
-        dependents=retire.dependents(session) if retire and surveyed else (),
+        dependents=[
+            *(retire.dependents(session) if retire and surveyed else ()),
+            *(gate.uses(session, context.database, change.in_use) if change and surveyed else ()),
+        ],
         sync=change.sync if change else None,
         constraints=change.enforce if change else (),
     )
@@ -153,8 +171,7 @@ class _Contract:
                 try:
                     entry, summary = self._stage(session, entry, begins=begins)
                 except GateRefused as refused:
-                    if entry is not None:
-                        ledger.append(session, entry.id, "contract refused", detail={"reasons": refused.reasons})
+                    _note_refusal(session, entry, refused)
                     raise
         return Report(
             migration=self.context.name,
@@ -216,7 +233,7 @@ class _Contract:
         Raises:
             GateRefused: something stands against contract now.
         """
-        for relation in change.relations:
+        for relation in _altered(change):
             locks.lock_exclusively(session, relation)
         if found := reasons(self.context, session, entry, change):
             raise GateRefused(self.context.name, found)
@@ -244,7 +261,7 @@ class _Contract:
         before: Callable[[], object] = lambda: None,
     ) -> ledger.Entry:
         moved, tries = locks.change_schema(
-            session, work, context=self.context, what="contract", relations=change.relations, before=before
+            session, work, context=self.context, what="contract", relations=_altered(change), before=before
         )
         self.retries += tries
         return moved
@@ -367,7 +384,7 @@ class _Contract:
 
 @outlasting
 def undo(context: Context) -> None:
-    """Bring the old shape back from its tombstone, or the rows that are kept."""
+    """Bring the old shape back from its tombstone, or the rows that are kept; of rows that are not, take no more."""
     lifecycle = context.lifecycle
     with context.session("rollback") as session:
         before = lifecycle.undo_target(Phase.CONTRACT)
@@ -375,32 +392,23 @@ def undo(context: Context) -> None:
         entry = ledger.require(session, context.migration, under_way | {before}, to_do="undo contract")
         if entry.state == before:
             return
-        words = kind_of(context.migration).words(context.migration)
         change = _untombstoned(context, session, entry)
         # The steps are those that made the tombstone, taken back in reverse.
         steps = change.retire.tombstone() if change.retire and entry.state == State.TOMBSTONED else []
         if change.rows is not None and change.rows.destroys:
+            with session.transaction():
+                ledger.forget_checks(session, entry.id)  # first: what waits must not go on, should this be killed
             bring_back(context, session, entry, change.rows)
         for step in change.retire.restore() if change.retire and entry.state == State.CONTRACTING else []:
-            _restore(context, session, change, step)
+            locks.run_step(session, step, context=context, what="rollback", relations=change.relations)
 
         def apply() -> None:
             for step in reversed(steps):
                 context.tell(step.undo)
                 session.run(Statement(step.undo))
-            ledger.move(session, entry, before, what=f"{words.old} back")
+            ledger.move(session, entry, before, what="contract undone")
 
-        locks.change_schema(session, apply, context=context, what="rollback", relations=change.relations)
-
-
-def _restore(context: Context, session: Session, change: Change, step: Step) -> None:
-    """Make anew what a contract that was stopped has dropped."""
-    if not step.in_transaction:
-        locks.run_alone(session, step, context=context, what="rollback")
-        return
-    locks.change_schema(
-        session, lambda: locks.run_steps(session, [step]), context=context, what="rollback", relations=change.relations
-    )
+        locks.change_schema(session, apply, context=context, what="rollback", relations=_altered(change))
 
 
 def _untombstoned(context: Context, session: Session, entry: ledger.Entry) -> Change:

@@ -48,7 +48,8 @@ def run(context: Context) -> Report:
             session, context.migration, context.lifecycle.allowed(Phase.EXPAND), to_do="be expanded again"
         )
         cut, rows = _cut(context, session, entry, bound(context, entry))
-    counted = f"about {rows:,} rows in {len(cut)} ranges to move" if cut else "there are no rows to move"
+    to_do = "look at" if Need.DESTROYS in context.lifecycle.needs else "move"
+    counted = f"about {rows:,} rows in {len(cut)} ranges to {to_do}" if cut else f"there are no rows to {to_do}"
     return Report(
         migration=context.name,
         phase=Phase.EXPAND,

@@ -9,7 +9,8 @@ from contextlib import closing, nullcontext
 
 from zdm_pipelines import ledger
 from zdm_pipelines.changes import Change
-from zdm_pipelines.dialects.server import Heap, Session
+from zdm_pipelines.dialects import DatabaseError, fault
+from zdm_pipelines.dialects.server import Fault, Heap, Session
 from zdm_pipelines.engine import sessions, tuning
 from zdm_pipelines.engine.budget import Budget
 from zdm_pipelines.engine.context import Context
@@ -66,13 +67,13 @@ def run(
         run_id: shown in the database as long as the run lives.
         attempt: as `attempt_of` gave it to the run that this one continues; default: the present one.
         batch: called from worker threads after each batch.
-        gate: what must be true before the first batch of the run.
+        gate: what must be true before the first batch, and again before each range and where a batch fails.
 
     Raises:
         StateConflict, MigrationBusy, LockNotAcquired, MappingFailed, Throttled, DatabaseUnreachable, OutcomeUnknown
     """
     entry, wanted, began, heap = context.outlast(lambda: _begin(context, partitions, repair, attempt, gate))
-    job = _Job(context, entry, began=began, heap=heap, run_id=run_id, repair=repair, batch=batch)
+    job = _Job(context, entry, began=began, heap=heap, run_id=run_id, repair=repair, batch=batch, gate=gate)
     with closing(job.moved(wanted)) as moving:
         yield from moving
     # The ranges reached it a moment ago: gone now, it is waited for.
@@ -111,8 +112,12 @@ def reported(context: Context, moving: Iterable[Moved]) -> Report:
 
 
 def _required(context: Context, session: Session) -> ledger.Entry:
-    to_do = "be backfilled" if context.lifecycle.row_phase is Phase.BACKFILL else "be contracted"
-    return ledger.require(session, context.migration, context.lifecycle.moving_allowed, to_do=to_do)
+    lifecycle = context.lifecycle
+    if lifecycle.row_phase is Phase.BACKFILL:
+        return ledger.require(session, context.migration, lifecycle.moving_allowed, to_do="be backfilled")
+    # Another run may have ended the migration: then every range is done, and is found done.
+    allowed = lifecycle.moving_allowed | {lifecycle.end}
+    return ledger.require(session, context.migration, allowed, to_do="be contracted")
 
 
 def _begin(
@@ -129,12 +134,11 @@ def _begin(
         assert change.rows is not None  # the phase is there because of it
         if repair:
             _refuse_repair(session, entry, destroys=change.rows.destroys)
-        gate(session, entry)
         known = known_ranges.progress(session, entry.id)
         if partitions is None:
-            wanted = [r.range for r in known if repair or not r.done]
+            wanted = [r for r in known if repair or not r.done]
         else:
-            by_key = {r.range.partition: r.range for r in known}
+            by_key = {r.range.partition: r for r in known}
             if unknown := [p for p in partitions if p not in by_key]:
                 raise SpecError(
                     f"{context.name} range {unknown[0]}",
@@ -142,8 +146,10 @@ def _begin(
                     "materialize expand, which lists the ranges anew",
                 )
             wanted = [by_key[p] for p in partitions]
+        if entry.state in context.lifecycle.watched or not all(r.done for r in wanted):
+            gate(session, entry)
         heap = session.rows.heap(change.rows.over, change.rows.written) if change.rows.written else None
-        return entry, wanted, began, heap
+        return entry, [r.range for r in wanted], began, heap
 
 
 def _purpose(context: Context) -> str:
@@ -165,8 +171,8 @@ def _same_attempt(session: Session, entry: ledger.Entry, attempt: int | None) ->
     if attempt is not None and attempt != began:
         raise RolledBack(
             entry.name,
-            "was rolled back since this backfill was launched",
-            "launch the backfill anew if it shall be moved again",
+            f"was rolled back since this run of {entry.lifecycle.row_phase} was launched",
+            f"launch {entry.lifecycle.row_phase} anew if that is still wanted",
         )
     return began
 
@@ -221,12 +227,14 @@ class _Job:
         run_id: str | None,
         repair: bool,
         batch: Callable[[Moved], None],
+        gate: Gate,
     ) -> None:
         self.context = context
         self.entry = entry
         self.began = began
         self.repair = repair
         self.batch = batch
+        self.gate = gate
         self.stop = threading.Event()
         change = bound(context, entry)
         assert change.rows is not None  # the phase is there because of it
@@ -273,22 +281,32 @@ class _Job:
             if not sessions.take(session, f"zdm:range:{self.entry.id}:{wanted.ordinal}"):
                 raise MigrationBusy(
                     f"{context.name} range {wanted.partition}",
-                    "is being moved by another run",
+                    "is being worked on by another run",
                     "wait for it, or cancel it",
                 )
             entry = _required(context, session)
             _same_attempt(session, entry, self.began)  # a run that waits keeps nobody from rolling back
             if self.repair:
                 _refuse_repair(session, entry, destroys=False)
+            session.rows.prepare(self.rows.over)
+            begun = known_ranges.begun(session, entry.id, wanted.ordinal)
+            if begun is None or not begun.done:
+                self.gate(session, entry)
             state = entry.state
             if state in lifecycle.watched and state != lifecycle.moving:
                 assert lifecycle.moving is not None  # there is row work
                 state = _move(session, entry, lifecycle.moving, f"{_purpose(context)} began")
-            moved = RangeWorker(
+            worker = RangeWorker(
                 session, migration_id=entry.id, name=context.name, work=self.rows,
                 control=self.budget, strides=self.strides, patience=context.migration.locks.give_up_after,
                 tell=self.batch, repair=self.repair, whole=self.whole,
-            ).run(wanted)  # fmt: skip
+            )  # fmt: skip
+            try:
+                moved = worker.run(wanted)
+            except DatabaseError as error:
+                if fault(error) is Fault.OTHER:
+                    self.gate(session, entry)  # the table may be another one than before: the gate says how
+                raise
             if moved.rows and state not in lifecycle.watched:
                 self._again(session)
             return moved

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
 from zdm_pipelines import ledger
-from zdm_pipelines.changes import Change
+from zdm_pipelines.changes import Change, kind_of
 from zdm_pipelines.dialects import DatabaseError, fault, safe
 from zdm_pipelines.dialects.server import Fault, Session
 from zdm_pipelines.engine.context import Context, outlasting
@@ -90,7 +90,7 @@ def run(context: Context, *, full: bool = False, compared: Callable[[int], None]
         )
         job = _Validation(context, session, entry, bound(context, entry), compared)
         checks = job.examine(full=full)
-        entry = _settle(context, session, entry, checks)
+        entry = _settle(context, session, job.entry, checks)
     failed = [c for c in checks if not c.passed]
     return Report(
         migration=context.name,
@@ -128,7 +128,9 @@ class _Validation:
             checks += self._parity(known, full=full)
         if self.change.rows is not None and self.change.rows.destroys:
             checks.append(self._dry_run(known))
-        for name in dict.fromkeys(check.check for check in self.change.checks if check.check != _ENFORCED):
+        # Each check that the kind names has a verdict, also where this table has nothing that could stand against it.
+        own = kind_of(self.context.migration).words(self.context.migration).checks
+        for name in (name for name in own if name not in {_ENFORCED, *(check.name for check in checks)}):
             good = Check(name=name, passed=True, summary="no row stands against it")
             checks.append(self._verdict(name) or good)
         if Need.ENFORCE in self.context.lifecycle.needs:  # also without a step: contract asks for the check
@@ -176,6 +178,7 @@ class _Validation:
         """How many rows of each range will go."""
         work = self.change.rows
         assert work is not None  # asked by `examine`
+        self.session.rows.prepare(work.over)  # for the verdicts that follow
         counts: dict[str, int] = {}
 
         def count(session: Session, _: int, which: KeyRange) -> int:
@@ -184,6 +187,7 @@ class _Validation:
         with readers(
             self.context.server, self.context.name, [r.range for r in known], count,
             sessions=self.context.migration.backfill.max_parallel,
+            prepare=lambda session: session.rows.prepare(work.over),
         ) as reading:  # fmt: skip
             for (_, which), found in reading.outcomes():
                 counts[which.partition] = found
@@ -223,8 +227,9 @@ class _Validation:
         steps = list(self.change.enforce)
         while steps:
             for step in steps:
-                if self._is_done(step):
+                if locks.is_done(self.session, step):
                     continue
+                self._claim()
                 begun.append(step)
                 try:
                     self._run_step(step)
@@ -236,7 +241,7 @@ class _Validation:
                             self._run_step(taken.undoing())
                     return Check(name=_ENFORCED, passed=False, summary=f"{step.name}: {safe(error)}")
                 self.done.append(step.sql)
-            steps = list(self.change.further(self.session)) if self.change.further else []
+            steps = self._left(self._today())
         for step in _statistics(self.context, self.change):
             self.session.run(Statement(step.sql))
         return Check(
@@ -246,25 +251,26 @@ class _Validation:
             facts={"steps": [s.name for s in self.change.enforce]},
         )
 
-    def _is_done(self, step: Step) -> bool:
-        return bool(step.done_when) and bool(self.session.run(Statement(step.done_when))[0][0])
+    def _claim(self) -> None:
+        """A finished migration has given up its relations: they are claimed again before anything is built anew."""
+        if self.context.lifecycle.finished(self.entry.state):
+            held = claims(self.session, self.change)
+            self.entry = ledger.move(self.session, self.entry, _below(self.context), what="building again", claims=held)
 
     def _run_step(self, step: Step) -> None:
-        if not step.in_transaction:
-            locks.run_alone(self.session, step, context=self.context, what="validate")
-            return
-        _, tries = locks.change_schema(
-            self.session,
-            lambda: locks.run_steps(self.session, [step], tell=self.context.tell),
-            context=self.context,
-            what="validate",
-            relations=self.change.relations,
+        self.retries += locks.run_step(
+            self.session, step, context=self.context, what="validate", relations=self.change.relations
         )
-        self.retries += tries
+
+    def _today(self) -> Sequence[Step]:
+        return self.change.today(self.session) if self.change.today else ()
+
+    def _left(self, steps: Sequence[Step]) -> list[Step]:
+        return [step for step in steps if not locks.is_done(self.session, step)]
 
     def take_back(self) -> None:
-        """Undo everything that is enforced."""
-        for step in reversed(self.change.enforce):
+        """Undo everything that is enforced, and what an interrupted validate did for what was added meanwhile."""
+        for step in reversed([*self.change.enforce, *self._today()]):
             if step.undo:
                 self._run_step(step.undoing())
 

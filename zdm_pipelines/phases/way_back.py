@@ -18,15 +18,20 @@ from zdm_pipelines.model.values import Key
 def bring_back(context: Context, session: Session, entry: ledger.Entry, work: RowWork) -> None:
     """Run the row work that takes other row work back, over every row; then no range counts as done any more.
 
-    Run again, it goes on with what is left.
+    Run again, it goes on with what is left. Where nothing brings rows back, what is gone stays gone.
 
     Raises:
         LockNotAcquired: `locks.give_up_after` passed while somebody kept one batch waiting.
         StateConflict: the database refuses a row.
     """
-    back = work.back()
-    if back is None:
-        return
+    if (back := work.back()) is not None:
+        _walk(context, session, back)
+    with session.transaction():
+        known_ranges.reset(session, entry.id)
+
+
+def _walk(context: Context, session: Session, back: RowWork) -> None:
+    session.rows.prepare(back.over)
     lower: Key | None = None
     while True:
         upper = session.rows.key_after(
@@ -34,10 +39,8 @@ def bring_back(context: Context, session: Session, entry: ledger.Entry, work: Ro
         )
         _bring(context, session, back, lower, upper)
         if upper is None:
-            break
+            return
         lower = upper
-    with session.transaction():
-        known_ranges.reset(session, entry.id)
 
 
 def _bring(context: Context, session: Session, back: RowWork, lower: Key | None, upper: Key | None) -> None:
@@ -48,13 +51,14 @@ def _bring(context: Context, session: Session, back: RowWork, lower: Key | None,
             session.rows.write(back.batch(lower, upper, pick=ALL), wait=locks.timeout)
         except DatabaseError as error:
             kind = fault(error)
-            if kind is Fault.OF_DATA:
+            if kind in (Fault.OF_DATA, Fault.OTHER):
                 raise StateConflict(
                     context.name,
                     f"rows cannot come back: {safe(error)}",
-                    "look at what they refer to and at the table's constraints, then roll back again; it goes on there",
+                    "look at what they refer to and at the table's columns and constraints, then roll back again; "
+                    "it goes on there",
                 ) from None
-            if kind not in (Fault.LOCK_BUSY, Fault.CANCELLED):
+            if kind not in (Fault.LOCK_BUSY, Fault.CANCELLED, Fault.CONFLICT):
                 raise
             if time.monotonic() - begun > locks.give_up_after:
                 raise LockNotAcquired(

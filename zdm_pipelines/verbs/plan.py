@@ -41,7 +41,7 @@ def read(context: Context) -> Plan:
 
     Raises:
         PreflightError: the database cannot take the migration.
-        StateConflict: the migration was begun with another declaration.
+        StateConflict: the migration began with another declaration.
         DatabaseUnreachable: no connection could be had.
     """
     with context.looking("plan") as session:

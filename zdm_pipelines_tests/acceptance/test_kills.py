@@ -21,6 +21,7 @@ from zdm_pipelines_tests.helpers import Worker, one, ranges, replaced, sql, stat
 
 ROWS = 6_000
 WRITERS = 3
+UNOWNED = {i for i in range(1, ROWS + 1) if i % (WRITERS * 3) >= WRITERS}
 
 # Written by the backfill's own transactions, and by nobody else: what it says of a row it moved commits with that row.
 AUDIT = """
@@ -36,6 +37,19 @@ MIGRATION = replaced(
     up="'n:' || coalesce(full_name, '')",
     backfill={"range_rows": 2_000, "batch_rows": 100},
 )
+
+# Of rows that no client owns: those are to be found as they were.
+PURGE = Migration.model_validate(
+    {
+        "name": "purged", "database": "app", "table": "public.people",
+        "change": {
+            "kind": "purge_rows", "where": f"id % {WRITERS * 3} >= {WRITERS} AND id <= {ROWS}",
+            "archive": {"table": "archive.gone"},
+        },
+        "backfill": {"range_rows": 1_000, "batch_rows": 50},
+        "throttle": {"replication_lag": None, "latency_p95": None},
+    }
+)  # fmt: skip
 
 
 def known(name: str, read: str, **columns: str) -> Shape:
@@ -147,20 +161,23 @@ class Ordeal:
 
     def agrees(self, *, old: bool = True) -> None:
         """Every row holds what its client wrote last, in both shapes, and nobody saw anything else."""
+        rows = self.served("full_name" if old else "substr(display_name, 3)")
+        new = dict(sql(self.url, "SELECT id, display_name FROM people"))
+        assert all(new[key] == f"n:{value}" for key, value in rows.items())
+
+    def served(self, column: str) -> dict[int, str]:
+        """Every row, which holds what its client wrote last; nobody saw anything else."""
         self.stop()
         for client in self.clients:
             report = client.recorder.report()
             assert (report.wrong, client.failed) == ((), [])
             assert report.queries > 200
-        column = "full_name" if old else "substr(display_name, 3)"
         rows = dict(sql(self.url, f"SELECT id, {column} FROM people"))
-        new = dict(sql(self.url, "SELECT id, display_name FROM people"))
         for owned in (client.requests.owned for client in self.clients):
             for key in owned.keys:
                 assert ((rows[key],) if key in rows else None) in owned.states(key), key
-        assert all(new[key] == f"n:{value}" for key, value in rows.items())
-        untouched = {i for i in range(1, ROWS + 1) if i % (WRITERS * 3) >= WRITERS}
-        assert all(rows[i] == f"v{i}" for i in untouched)
+        assert all(rows[i] == f"v{i}" for i in UNOWNED)
+        return rows
 
 
 @pytest.fixture(scope="module")
@@ -265,6 +282,26 @@ def test_database_killed_anywhere(own_server: Server, lengths: dict[str, int], s
     finally:
         ordeal.stop()
     assert len(ordeal.kills) >= 10
+
+
+@pytest.mark.slow
+def test_database_killed_while_rows_are_purged_and_come_back(own_server: Server) -> None:
+    ordeal = Ordeal(own_server.create_database("app"), PURGE, seed=5)
+    url = ordeal.url
+    try:
+        sql(url, "CREATE SCHEMA archive")
+        for phase in ("expand", "validate"):
+            Worker(phase, PURGE, url).end()
+        crash(ordeal, own_server, "contract", length=600, target=State.TOMBSTONED)
+        archived = sql(url, "SELECT id FROM archive.gone")
+        assert len(archived) == len(UNOWNED) == sum(r.rows for r in ranges(PURGE, url))
+        assert {key for (key,) in archived} == UNOWNED
+        assert one(url, "SELECT count(*) FROM people JOIN archive.gone USING (id)") == 0
+        crash(ordeal, own_server, "rolled_back", length=400, target=State.ROLLED_BACK)
+        ordeal.served("full_name")
+    finally:
+        ordeal.stop()
+    assert ordeal.kills == ["contract", "rolled_back"]
 
 
 def test_a_crash_loses_rows_and_checkpoint_together(own_server: Server) -> None:

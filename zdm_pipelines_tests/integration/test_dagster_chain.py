@@ -13,6 +13,8 @@ import dagster as dg
 import psycopg
 import pytest
 
+from zdm_pipelines.model.migration import Migration
+from zdm_pipelines_tests.helpers import validated
 from zdm_pipelines_tests.integration.dagster_migration import (
     DECLARED,
     NAME,
@@ -236,6 +238,23 @@ def test_cut_anew_the_partitions_stay_in_key_order(
     assert chain.instance.get_materialized_partitions(key("backfill")) == {before[1]}
     chain.walk("backfill", "validate")
     assert chain.materialized() == {"expand", "backfill", "validate"}
+
+
+def test_a_purge_asks_dagster_too(chain: InProcess, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    purge = {**DECLARED, "change": {"kind": "purge_rows", "where": "id <= 700"}}
+    del purge["backfill"]
+    chain.defs = load(write_project(tmp_path / "purge", document(purge)), monkeypatch)
+    chain.walk("expand")
+    m = Migration.model_validate(purge)
+    validated(m, chain.url)  # by the command line
+    refused = refusal(chain.materialize("contract", partitions=chain.ranges()))
+    assert "validate was never materialized in Dagster" in refused
+    assert chain.sql("SELECT count(*) FROM users") == [(2000,)]
+    chain.walk("validate")
+    assert chain.materialize("contract", partitions=chain.ranges()).success
+    assert chain.sql("SELECT count(*) FROM users") == [(1300,)]
+    assert chain.state() == "contracted"
+    assert chain.materialize("contract", partitions=chain.ranges()).success
 
 
 @pytest.mark.usefixtures("interruptible")

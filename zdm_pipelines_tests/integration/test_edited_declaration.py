@@ -92,7 +92,7 @@ def test_phases_say_what_differs(url: str) -> None:
         ("purge_rows", lambda: list(contract.destroy(purge))),
     ]
     for kind, call in calls:
-        said = rf"{M.name}: was begun with another declaration of kind \(replace_column, now {kind}\); put defs\.yaml"
+        said = rf"{M.name}: began with another declaration of kind \(replace_column, now {kind}\); put defs\.yaml"
         with pytest.raises(StateConflict, match=said):
             call()
     for change in (DROP, PURGE):
@@ -123,7 +123,7 @@ def test_the_command_line_with_another_kind(zdm: Say, database_of: str, defs: Pa
     declared = defs.read_text()
     defs.write_text(declared.replace(REPLACED, INDEXED).replace("    up: full_name\n    down: display_name\n", ""))
     told = zdm("status", NAME).stdout
-    assert "was begun with another declaration of kind (replace_column, now add_index)" in told
+    assert "began with another declaration of kind (replace_column, now add_index)" in told
     assert "zdm run users_display_name --phase validate" in told
     assert "--phase validate" in zdm("status").stdout
     assert json.loads(zdm("status", NAME, "--json").stdout)["conflict"].startswith(NAME)

@@ -110,7 +110,7 @@ def refused(conn: Connection, migration: Migration, entry: ledger.Entry | None) 
         (DESTROYING, State.VALIDATED, (CHECK, DEPENDENT, STEP)),
         (DESTROYING, State.CONTRACTING, (CHECK, DEPENDENT, STEP)),
         (DROPPED, State.PLANNED, (CHECK, DEPENDENT, STEP)),
-        (DROPPED, State.CONTRACTED, ("is contracted, contract begins from rolled_back",)),
+        (DROPPED, State.CONTRACTED, ("is contracted, contract begins from planned",)),
         (EVERYTHING, State.ROLLED_BACK, ("is rolled_back, contract begins from switched",)),
     ],
 )  # fmt: skip
@@ -152,4 +152,4 @@ def test_what_never_began(conn: Connection, needs: frozenset[Need], expected: li
 def test_another_declaration(conn: Connection) -> None:
     entry = planted(conn, custom(EVERYTHING), State.SWITCHED)
     found = refused(conn, custom(EVERYTHING - {Need.SYNC}), entry)
-    assert "it was begun with another declaration of wanted" in found[0]
+    assert "it began with another declaration of wanted" in found[0]

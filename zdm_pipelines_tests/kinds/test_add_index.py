@@ -8,8 +8,10 @@ from typing import Any
 import psycopg
 import pytest
 
+from zdm_pipelines.dialects import server_at
 from zdm_pipelines.model.errors import Problem
 from zdm_pipelines.model.migration import Migration
+from zdm_pipelines.model.values import Statement
 from zdm_pipelines_tests import walking
 from zdm_pipelines_tests.walking import one, sql
 
@@ -17,6 +19,10 @@ ORDERS = """
 CREATE TABLE orders (id bigint PRIMARY KEY, customer int, email text, state text, created_at timestamptz);
 INSERT INTO orders SELECT n, n % 10, 'u' || n || '@x', CASE WHEN n % 2 = 0 THEN 'open' ELSE 'paid' END, now()
 FROM generate_series(1, 200) n;
+"""
+TIDY = """
+CREATE SCHEMA app;
+CREATE FUNCTION app.tidy(text) RETURNS text LANGUAGE sql IMMUTABLE AS 'SELECT lower($1)';
 """
 TREE = """
 CREATE TABLE orders (id bigint, region text, day date) PARTITION BY LIST (region);
@@ -135,6 +141,41 @@ def test_index_that_somebody_else_made_meanwhile_is_not_dropped(database: str) -
         walking.validate(database, bound)
 
 
+@pytest.mark.parametrize(
+    ("columns", "change"),
+    [
+        (["id", "customer"], "ALTER TABLE orders RENAME customer TO buyer"),
+        (["app.tidy(email)"], "ALTER TABLE orders RENAME email TO address"),
+        (["id", "email"], "ALTER TABLE orders ALTER email TYPE varchar(50)"),
+    ],
+)
+def test_index_goes_back_though_its_definition_reads_otherwise(database: str, columns: list[str], change: str) -> None:
+    sql(database, ORDERS + TIDY)
+    before = set(walking.indexes(database, "orders"))
+    bound = walking.change(database, declared_index(columns=columns))
+    walking.validate(database, bound)
+    sql(database, change)
+    walking.undo(database, bound.enforce)
+    assert set(walking.indexes(database, "orders")) == before
+
+
+def test_index_is_known_again_under_another_search_path(database: str) -> None:
+    sql(database, ORDERS + TIDY + "ALTER TABLE orders DROP COLUMN created_at, ADD COLUMN created_at timestamptz")
+    bound = walking.change(database, declared_index(columns=["app.tidy(email)", "created_at"]))
+    walking.validate(database, bound)
+    name = database.rsplit("/", 1)[1]
+    sql(database, f"ALTER DATABASE {name} SET search_path = app, public")
+    assert walking.validate(database, bound) == []
+    with server_at(database).connect(purpose="test") as session, session.transaction():
+        session.run(Statement(bound.enforce[-1].done_when))
+        assert session.run(Statement("SHOW search_path")) == [("app, public",)]
+    assert [
+        problem.fact
+        for problem in walking.survey(database, declared_index(columns=["tidy(email)", "created_at"])).problems
+    ] == ["exists already, as declared"]
+    assert walking.undo(database, bound.enforce) == ['undo build index "orders_x"']
+
+
 def test_duplicates_are_counted_with_their_first_keys(database: str) -> None:
     sql(database, ORDERS)
     sql(database, "UPDATE orders SET email = 'same' WHERE id IN (7, 9); UPDATE orders SET email = NULL WHERE id > 100")
@@ -215,6 +256,18 @@ def test_partitions_attached_meanwhile_are_found(database: str) -> None:
     assert walking.validate(database, bound) == []  # the server saw to it
     walking.undo(database, bound.enforce)
     assert walking.indexes(database, "orders_asia") == walking.indexes(database, "orders_africa") == {}
+
+
+@pytest.mark.parametrize("steps", [2, 4])
+def test_what_was_built_for_a_partition_that_was_attached_meanwhile_goes_back(database: str, steps: int) -> None:
+    sql(database, TREE)
+    bound = walking.change(database, declared_index(columns=["id"]))
+    walking.run(database, bound.enforce[:steps])
+    sql(database, "CREATE TABLE orders_asia PARTITION OF orders FOR VALUES IN ('asia')")
+    walking.run(database, [s for s in walking.today(database, bound) if "asia" in s.name and "build" in s.name])
+    assert "orders_asia_orders_x" in walking.indexes(database, "orders_asia")
+    walking.undo(database, [*bound.enforce, *walking.today(database, bound)])
+    assert [walking.indexes(database, table) for table in (*TABLES, "orders_asia")] == [{}] * 6
 
 
 def test_unique_index_of_a_partitioned_table_holds_its_partition_key(database: str) -> None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
+import signal
 import time
 from typing import Any
 
@@ -13,8 +16,11 @@ from zdm_pipelines.dialects import server_at
 from zdm_pipelines.model.errors import Problem
 from zdm_pipelines.model.migration import Migration
 from zdm_pipelines.model.states import Phase, State
+from zdm_pipelines.sandbox.postgres import Cluster
+from zdm_pipelines.sandbox.server import Server
 from zdm_pipelines_tests import walking
-from zdm_pipelines_tests.walking import sql
+from zdm_pipelines_tests.helpers import eventually
+from zdm_pipelines_tests.walking import one, sql
 
 ORDERS = """
 CREATE TABLE customers (id int PRIMARY KEY);
@@ -26,6 +32,7 @@ COMMENT ON INDEX orders_x IS 'it''s for the nightly job';
 ALTER INDEX orders_x ALTER COLUMN 2 SET STATISTICS 500;
 CREATE UNIQUE INDEX orders_code ON orders (code);
 ALTER TABLE orders CLUSTER ON orders_code;
+ANALYZE orders;
 """
 
 
@@ -42,6 +49,14 @@ def reasons(url: str, bound: Change) -> list[str]:
     assert bound.retire is not None
     with server_at(url).connect(purpose="test") as session:
         return bound.retire.dependents(session)
+
+
+def uses(url: str, bound: Change, **replicas: str) -> list[str]:
+    """Why the index counts as used, asked of this server and of replicas by their URLs."""
+    assert bound.in_use is not None
+    with contextlib.ExitStack() as stack:
+        there = {n: stack.enter_context(server_at(u).connect(purpose="test")) for n, u in replicas.items()}
+        return bound.in_use(stack.enter_context(server_at(url).connect(purpose="test")), there)
 
 
 def settings(url: str) -> list[tuple[Any, ...]]:
@@ -64,7 +79,7 @@ def test_unused_index_goes_and_comes_back_as_it_was(database: str, name: str) ->
     assert walking.run(database, bound.retire.drop()) == [f'drop index "{name}"']
     assert name not in walking.indexes(database, "orders")
     assert walking.run(database, bound.retire.drop()) == []
-    assert reasons(database, bound) == []  # so that a run that was killed behind the drop ends
+    assert reasons(database, bound) == uses(database, bound) == []  # so that a run that was killed behind the drop ends
     walking.run(database, bound.retire.restore())
     assert settings(database) == before
 
@@ -118,7 +133,6 @@ def test_index_on_which_something_stands_is_kept(database: str, before: str, nam
 
 def scan(url: str) -> None:
     """Use the index, and wait until the server has counted it."""
-    sql(url, "ANALYZE orders")
     with psycopg.connect(url, autocommit=True) as session:
         session.execute("SET enable_seqscan = off; SET enable_bitmapscan = off")
         session.execute("SELECT count(*) FROM orders WHERE customer = 3 AND lower(code) = 'c3' AND total > 1")
@@ -128,24 +142,62 @@ def scan(url: str) -> None:
         time.sleep(0.05)
 
 
-def test_index_that_is_used_is_kept_until_nobody_uses_it(database: str) -> None:
+def followed(cluster: Cluster, url: str) -> str:
+    """The URL of the database on the replica, which has replayed what was written."""
+    cluster.wait_caught_up()
+    return cluster.replica.url(url.rsplit("/", 1)[1])
+
+
+def test_index_that_is_used_is_kept_until_nobody_uses_it(database: str, cluster: Cluster) -> None:
     sql(database, ORDERS)
+    there = followed(cluster, database)
     found = walking.survey(database, drop())
     scan(database)
-    (reason,) = reasons(database, walking.change(database, drop(), found))
+    (reason,) = uses(database, walking.change(database, drop(), found), REPLICA=there)[:1]
     assert 'index "orders_x" was scanned 1 times, last at ' in reason
     assert reason.endswith(", less than 7 d ago")
     time.sleep(0.2)
-    assert reasons(database, walking.change(database, drop(unused_for="100ms"), found)) == []
-    assert reasons(database, walking.change(database, drop(unused_for=None), found)) == []
+    assert uses(database, walking.change(database, drop(unused_for="100ms"), found), REPLICA=there) == []
+    assert walking.change(database, drop(unused_for=None), found).in_use is None  # asks nobody
 
 
-def test_counts_that_began_a_moment_ago_say_nothing(database: str) -> None:
+def test_index_that_is_read_on_a_replica_is_kept(database: str, cluster: Cluster) -> None:
     sql(database, ORDERS)
-    bound = walking.change(database, drop())
-    sql(database, "SELECT pg_stat_reset()")
-    (reason,) = reasons(database, bound)
-    assert "was not scanned since scans are counted, at " in reason
+    there = followed(cluster, database)
+    bound = walking.change(database, drop(unused_for="1s"))
+    time.sleep(1)
+    (reason,) = uses(database, bound)
+    assert reason.startswith('index "orders_x" may be in use on replicas: 1 follow this server and 0 are declared')
+    assert uses(database, bound, REPLICA=there) == []
+    scan(there)
+    (reason,) = uses(database, bound, REPLICA=there)
+    assert reason.startswith('index "orders_x" on REPLICA was scanned 1 times, last at ')
+    assert "is it a replica of this database?" in uses(database, bound, REPLICA=database)[0]
+
+
+def test_counts_that_began_a_moment_ago_say_nothing(own_server: Server) -> None:
+    url = own_server.create_database("app")
+    sql(url, ORDERS)
+    assert walking.one(url, "SELECT stats_reset FROM pg_stat_database WHERE datname = 'app'") is None
+    bound, short = (walking.change(url, drop(unused_for=window)) for window in ("1h", "1s"))
+    (reason,) = uses(url, bound)
+    assert reason.startswith('index "orders_x" may be in use: scans are counted since ')
+    time.sleep(1)
+    assert uses(url, short) == []
+    own_server.restart()
+    assert uses(url, short) == []  # a clean restart keeps the counts
+    victim = psycopg.connect(url)
+    os.kill(victim.info.backend_pid, signal.SIGKILL)  # the server starts anew inside, and counts from zero
+    eventually(lambda: answers(url))
+    (reason,) = uses(url, short)
+    assert reason.startswith('index "orders_x" may be in use: scans are counted since ')
+
+
+def answers(url: str) -> bool:
+    try:
+        return bool(walking.one(url, "SELECT true"))
+    except psycopg.OperationalError:
+        return False
 
 
 def test_index_that_was_made_anew_is_another_one(database: str) -> None:
@@ -155,6 +207,19 @@ def test_index_that_was_made_anew_is_another_one(database: str) -> None:
     assert reasons(database, bound) == [
         'index "orders_x" is another one than when the migration began: somebody made it anew'
     ]
+
+
+def test_index_that_was_renamed_is_not_taken_for_dropped(database: str) -> None:
+    sql(database, ORDERS)
+    bound = walking.change(database, drop())
+    assert bound.retire is not None
+    sql(database, "ALTER INDEX orders_x RENAME TO orders_y; CREATE INDEX orders_x ON orders (total)")
+    (reason,) = reasons(database, bound)
+    assert reason.startswith('index "orders_x" was renamed to "public"."orders_y": give it its name back')
+    (step,) = bound.retire.drop()
+    assert one(database, step.done_when) is False
+    sql(database, "DROP INDEX orders_y")
+    assert "made it anew" in reasons(database, bound)[0]
 
 
 def test_warnings_say_what_goes_with_the_index(database: str) -> None:

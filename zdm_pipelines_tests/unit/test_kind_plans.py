@@ -115,8 +115,8 @@ def worked(name: str, rows: RowWork, lower: Key, upper: Key, key: Key) -> Iterat
     """The statements of row work: of a batch, of one row, and those that count and name what waits."""
     for what, statements in (
         ("batch", rows.batch(lower, upper, pick=ALL)),
-        ("batch with a limit", rows.batch(None, None, pick=Pick(limit=3))[:1]),
-        ("one", rows.one(key)[:1]),
+        ("batch with a limit", [s for s in rows.batch(None, None, pick=Pick(limit=3)) if "LIMIT 3" in s.sql]),
+        ("one", [s for s in rows.one(key) if s.values]),
         ("waiting", [rows.waiting(lower, upper), rows.waiting_keys(lower, None, limit=2)]),
     ):
         printed = [f"{statement.sql}\n-- {list(statement.values)}\n" for statement in statements]

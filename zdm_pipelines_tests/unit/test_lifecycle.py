@@ -72,9 +72,10 @@ def test_a_change_that_needs_nothing_is_none() -> None:
         Lifecycle.of(set())
 
 
-def test_rows_that_were_not_kept_do_not_come_back() -> None:
-    assert not PURGE.can_go_back(_S.CONTRACTING)
-    assert PURGE.transitions(_S.CONTRACTING) == {_S.CONTRACTED}
+def test_a_contract_that_destroys_can_be_ended_where_it_stands() -> None:
+    assert PURGE.transitions(_S.CONTRACTING) == {_S.CONTRACTED, _S.VALIDATED}
+    assert PURGE.undo_path(_S.CONTRACTING, _S.ROLLED_BACK) == (Phase.CONTRACT, Phase.VALIDATE, Phase.EXPAND)
+    assert not PURGE.can_go_back(_S.CONTRACTED)
     assert ARCHIVE.can_go_back(_S.CONTRACTING)
     assert ARCHIVE.undo_path(_S.TOMBSTONED, _S.VALIDATED) == (Phase.CONTRACT,)
 

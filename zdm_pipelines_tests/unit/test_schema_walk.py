@@ -226,8 +226,8 @@ def shared_by(name: str) -> list[Path]:
     """Modules that kinds of one family share."""
     folder = PACKAGE / "dialects" / "postgres"
     if name.endswith("_index"):
-        new = folder / "kinds" / "add_index.py"  # what builds an index, builds one that replaces another, too
-        return [folder / "indexes.py", new, *(PACKAGE / "changes" / "add_index").glob("*.py")]
+        # What builds an index, builds one that replaces another, too.
+        return [folder / "new_indexes.py", *(PACKAGE / "changes" / "add_index").glob("*.py")]
     return [folder / "archive.py"]
 
 

@@ -47,7 +47,7 @@ where: state = 'open'  # only these rows; leave it out for all"""
         return Change(
             relations=(Relation(name=bound.catalog.table, oid=bound.catalog.oid),),
             enforce=index.steps(reason="as declared"),
-            further=index.further,
+            today=index.today,
             checks=check_duplicates(declared(bound.migration), index, bound.catalog.key),
         )
 

@@ -40,8 +40,10 @@ unused_for: 7d  # nobody scanned it for so long; null: drop it all the same"""
         """The index goes, and nothing else."""
         sql = server.kind(_NAME)
         old = sql.Facts.read(bound.facts).old
+        unused_for = declared(bound.migration).unused_for
         return Change(
             relations=(Relation(name=bound.catalog.table, oid=bound.catalog.oid),),
             told=(("index", old.index.definition),),
-            retire=sql.Going(old=old, unused_for=declared(bound.migration).unused_for),
+            retire=sql.Going(old=old),
+            in_use=sql.Use(old=old, unused_for=unused_for).reasons if unused_for is not None else None,
         )

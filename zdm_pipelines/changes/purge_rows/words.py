@@ -24,8 +24,12 @@ def words(migration: Migration, change: PurgeRows) -> Words:
     children = ", the rows that refer to them first" if change.deletes_children else ""
     refused = {} if change.deletes_children else {NO_CHILDREN: "No row of another table refers to a row that would go."}
     if archive is None:
-        old, kept, back = f"what matches {change.where} in {table}", ", for good", "nothing: the rows are gone"
-        expand, expanded = "", "nothing"
+        old, kept, back = (
+            f"what matches {change.where} in {table}",
+            ", for good",
+            "no more rows go; those that went stay gone",
+        )
+        expand, expanded = "", "the ranges are forgotten"
         last = f"The rows of {table} where {change.where} are deleted now{children}, for good"
     else:
         old, kept, back = f"archive {archive}", f", and keeps them in `{archive}`", f"the rows come back from {archive}"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from zdm_pipelines.dialects.postgres import keys
 from zdm_pipelines.dialects.postgres.builds import text
@@ -122,7 +122,8 @@ class Restore:
     """Row work that brings rows back from an archive; see `RowWork` for what each member is.
 
     A row whose key, or whatever else is unique, the application has used anew stays in the archive, and its children
-    with it. Of several rows of one key the last one comes back.
+    with it. Of several rows of one key the last one comes back. Archived rows that somebody has locked are waited for,
+    since nobody comes back for one that was passed over; a child would be left without its parent.
     """
 
     table: Catalog
@@ -140,7 +141,7 @@ class Restore:
             name=TRANSACTION, type="xid8", not_null=True, default=None, generated=False, identity=False, number=number
         )
         columns, key = (*self.table.columns, transaction), (*self.table.key, transaction)
-        return Catalog(table=self.archive.name, oid=0, rows=0, bytes=0, columns=columns, key=key)
+        return replace(self.table, table=self.archive.name, oid=0, rows=0, bytes=0, columns=columns, key=key)
 
     @property
     def _kept(self) -> Held:
@@ -161,19 +162,17 @@ class Restore:
         """Bring back the rows of an interval of the archive's key."""
         interval, values = keys.between(self.over.key, lower, upper)
         wanted = self._waits if pick.among is None else pick.among(self._waits)
-        return self._bring(f"{interval} AND {wanted}", values, wait=False, limit=pick.limit)
+        return self._bring(f"{interval} AND {wanted}", values, limit=pick.limit)
 
     def one(self, key: Key, *, repair: bool = False) -> list[Statement]:
         """Bring back the row at a key of the archive."""
         row = f"{keys.row(self.over.key)} = {keys.bound(self.over.key, 1)}"
-        return self._bring(f"{row} AND {self._waits}", [list(key)], wait=True)
+        return self._bring(f"{row} AND {self._waits}", [list(key)])
 
-    def _bring(
-        self, rows: str, values: Sequence[list[str]], *, wait: bool, limit: int | None = None
-    ) -> list[Statement]:
+    def _bring(self, rows: str, values: Sequence[list[str]], *, limit: int | None = None) -> list[Statement]:
         kept, source = self._kept, self.table
         columns = [c.name for c in source.columns if not c.generated]
-        locked = Statement(kept.lock(f"{kept.table} WHERE {rows}", wait=wait, limit=limit), values)
+        locked = Statement(kept.lock(f"{kept.table} WHERE {rows}", wait=True, limit=limit), values)
         following = [_insert(kept, source.table, columns, [c.name for c in source.key])]
         deletes = [kept.delete()]
         kept_of = {0: kept}
@@ -183,7 +182,7 @@ class Restore:
             match = (
                 f"{child.refers(own.alias, parent.alias)} AND {own.alias}.{TRANSACTION} = {parent.alias}.{TRANSACTION}"
             )
-            following.append(own.lock(f"{own.table} JOIN {parent.table} ON {match} WHERE {parent.held}", wait=wait))
+            following.append(own.lock(f"{own.table} JOIN {parent.table} ON {match} WHERE {parent.held}", wait=True))
             columns = [name for name in child.all_columns if name not in child.generated]
             following.append(_insert(own, child.table, columns, child.key))
             deletes.append(own.delete())

@@ -1,4 +1,4 @@
-"""Builds: give a table indexes and constraints while it is read and written; each step may be run again."""
+"""Builds: give a table constraints while it is read and written; each step may be run again. See `indexes`, too."""
 
 from __future__ import annotations
 
@@ -11,39 +11,10 @@ SHORT = "ACCESS EXCLUSIVE, for milliseconds"
 HARMLESS = "SHARE UPDATE EXCLUSIVE: reads and writes go on"
 
 
-def index(table: TableName, name: str, definition: str, *, reason: str, unique: bool = False) -> list[Step]:
-    """Build an index.
-
-    Args:
-        definition: everything from USING on.
-    """
-    relation = f"to_regclass({text(f'{quote(table.schema)}.{quote(name)}')})"
-    done = f"SELECT coalesce((SELECT indisvalid FROM pg_index WHERE indexrelid = {relation}), false)"
-    drop = f"DROP INDEX CONCURRENTLY IF EXISTS {quote(table.schema)}.{quote(name)}"
-    create = f"CREATE {'UNIQUE ' if unique else ''}INDEX CONCURRENTLY {quote(name)}"
-    return [
-        Step(
-            name=f"remove an unfinished index {quote(name)}",
-            sql=drop,
-            reason="a build that was interrupted leaves an invalid index, which writes keep up and no read uses",
-            lock=HARMLESS,
-            done_when=f"SELECT {relation} IS NULL OR ({done})",
-            in_transaction=False,
-        ),
-        Step(
-            name=f"build index {quote(name)}",
-            sql=f"{create} ON {table.sql} USING {definition}",
-            reason=reason,
-            lock=HARMLESS,
-            undo=drop,
-            done_when=done,
-            in_transaction=False,
-        ),
-    ]
-
-
 def constraint(table: TableName, name: str, definition: str, *, reason: str) -> list[Step]:
     """Add a check or foreign key that new writes keep at once, then prove it for the rows that are there."""
+    kind, options = definition[0].lower(), definition.rpartition(")")[2]
+    stands = constraint_exists(table, name, kind=kind, options=options)
     return [
         Step(
             name=f"add constraint {quote(name)}",
@@ -51,14 +22,15 @@ def constraint(table: TableName, name: str, definition: str, *, reason: str) -> 
             reason=f"{reason}; NOT VALID: holds for new writes, reads no row yet",
             lock=SHORT,
             undo=f"ALTER TABLE {table.sql} DROP CONSTRAINT IF EXISTS {quote(name)}",
-            done_when=constraint_exists(table, name),
+            done_when=stands,
+            undone_when=f"SELECT NOT ({stands})",
         ),
         Step(
             name=f"validate constraint {quote(name)}",
             sql=f"ALTER TABLE {table.sql} VALIDATE CONSTRAINT {quote(name)}",
             reason="reads the table while it is read and written",
             lock=HARMLESS,
-            done_when=constraint_exists(table, name, validated=True),
+            done_when=constraint_exists(table, name, kind=kind, options=options, validated=True),
             in_transaction=False,
         ),
     ]
@@ -95,12 +67,21 @@ def is_not_null(table: TableName, column: str) -> str:
     )
 
 
-def constraint_exists(table: TableName, name: str, *, validated: bool = False) -> str:
-    """Query: whether a table has a constraint of that name."""
+def constraint_exists(
+    table: TableName, name: str, *, kind: str = "", options: str = "", validated: bool = False
+) -> str:
+    """Query: whether a table has a constraint of that name.
+
+    Args:
+        kind: as the server's catalog has it: c, f or u; empty: of any kind.
+        options: of that kind, what stands behind its last parenthesis, as ON DELETE CASCADE.
+    """
+    printed = "replace(regexp_replace(pg_get_constraintdef(oid), '.*[)]', ''), ' NOT VALID', '')"
+    alike = f" AND contype = {text(kind)} AND {printed} = {text(options)}" if kind else ""
     more = " AND convalidated" if validated else ""
     return (
         f"SELECT EXISTS (SELECT 1 FROM pg_constraint WHERE conrelid = {text(table.sql)}::regclass "
-        f"AND conname = {text(name)}{more})"
+        f"AND conname = {text(name)}{alike}{more})"
     )
 
 

@@ -313,5 +313,5 @@ def mapping(thing: str) -> Iterator[None]:
     except psycopg.Error as error:
         if not of_data(error):
             raise
-        fact = f"up or down fails for a row: {safe(error)}"
+        fact = f"a declared expression fails for a row: {safe(error)}"
         raise MappingFailed(thing, fact, "correct that row, or the expression after a rollback") from None

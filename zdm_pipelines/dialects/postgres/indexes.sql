@@ -3,15 +3,22 @@ SELECT c.oid::bigint, c.relkind, i.indrelid::bigint, i.indisvalid, i.indisunique
 FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace LEFT JOIN pg_index i ON i.indexrelid = c.oid
 WHERE n.nspname = $1 AND c.relname = $2;
 
+-- called: The schema and name of an index ($1) of a table ($2), empty when it is gone.
+SELECT n.nspname, c.relname FROM pg_index i JOIN pg_class c ON c.oid = i.indexrelid
+JOIN pg_namespace n ON n.oid = c.relnamespace WHERE i.indexrelid = $1 AND i.indrelid = $2;
+
 -- alike: Valid indexes of a table ($1) with a definition ($3, from USING on), unique or not ($2).
 SELECT c.relname FROM pg_index i JOIN pg_class c ON c.oid = i.indexrelid
 WHERE i.indrelid = $1 AND i.indisvalid AND i.indisunique = $2
   AND right(pg_get_indexdef(i.indexrelid), length($3::text)) = $3 ORDER BY 1;
 
--- tried: What the server made of the index that was tried on the copy.
+-- tried: What the server made of the index that was tried on the copy; the numbers of its columns are those of table $1.
 SELECT pg_get_indexdef(i.indexrelid), pg_get_expr(i.indpred, i.indrelid),
        ARRAY(SELECT pg_get_indexdef(i.indexrelid, k, false) FROM generate_series(1, i.indnkeyatts) AS k ORDER BY k),
-       coalesce((to_jsonb(i) ->> 'indnullsnotdistinct')::boolean, false)
+       coalesce((to_jsonb(i) ->> 'indnullsnotdistinct')::boolean, false),
+       ARRAY(SELECT coalesce(r.attnum, 0)::int FROM unnest(i.indkey::int2[]) WITH ORDINALITY AS k (number, place)
+             LEFT JOIN pg_attribute c ON c.attrelid = i.indrelid AND c.attnum = k.number
+             LEFT JOIN pg_attribute r ON r.attrelid = $1 AND r.attname = c.attname ORDER BY k.place)
 FROM pg_index i WHERE i.indexrelid = 'pg_temp.zdm_index'::regclass;
 
 -- partition_key: By what a table is partitioned, null when it is not.
@@ -52,10 +59,16 @@ UNION ALL SELECT pg_describe_object(d.classid, d.objid, d.objsubid) || ' depends
 FROM pg_depend d WHERE d.refclassid = 'pg_class'::regclass AND d.refobjid = $1::oid AND d.deptype = 'n'
   AND d.classid <> 'pg_constraint'::regclass ORDER BY 1;
 
--- use: How often an index was scanned, when last (where the server tells), since when that is counted, and the time now.
-SELECT s.idx_scan, (to_jsonb(s) ->> 'last_idx_scan')::timestamptz, d.stats_reset, clock_timestamp(),
-       current_setting('track_counts')::boolean
-FROM pg_stat_user_indexes s CROSS JOIN pg_stat_database d WHERE s.indexrelid = $1 AND d.datname = current_database();
+-- use: How often an index was scanned, when last (where the server tells), since when that is surely counted, and the time now.
+-- A clean restart keeps the counts. A crash loses them and clears the database's own stats_reset; that of the background
+-- writer, which is set whenever a server starts without counts, then tells when. A replica that took over has counted
+-- its own scans alone until then.
+SELECT s.idx_scan, (to_jsonb(s) ->> 'last_idx_scan')::timestamptz,
+       greatest(d.stats_reset, b.stats_reset,
+                CASE WHEN NOT pg_is_in_recovery() THEN pg_last_xact_replay_timestamp() END),
+       clock_timestamp(), current_setting('track_counts')::boolean
+FROM pg_stat_user_indexes s CROSS JOIN pg_stat_database d CROSS JOIN pg_stat_bgwriter b
+WHERE s.indexrelid = $1 AND d.datname = current_database();
 
 -- served: Foreign keys of a table that only this index of the table serves.
 WITH serving AS (
@@ -66,8 +79,11 @@ SELECT k.conname, k.confrelid::regclass::text FROM pg_constraint k
 WHERE k.oid IN (SELECT oid FROM serving WHERE indexrelid = $1)
   AND k.oid NOT IN (SELECT oid FROM serving WHERE indexrelid <> $1) ORDER BY 1;
 
--- has_replicas: Whether anybody streams from this server, whose scans are not counted here.
-SELECT EXISTS (SELECT FROM pg_stat_replication);
+-- replicas: How many replicas follow this server, or are waited for by a slot; their scans are not counted here.
+SELECT (SELECT count(*) FROM pg_stat_replication r LEFT JOIN pg_replication_slots s ON s.active_pid = r.pid
+        WHERE s.slot_type IS DISTINCT FROM 'logical' AND r.state IS DISTINCT FROM 'backup')
+     + (SELECT count(*) FROM pg_replication_slots
+        WHERE slot_type = 'physical' AND NOT active AND restart_lsn IS NOT NULL AND wal_status IS DISTINCT FROM 'lost');
 
 -- is_foreign: Whether a relation is a foreign table.
 SELECT relkind = 'f' FROM pg_class WHERE oid = $1;

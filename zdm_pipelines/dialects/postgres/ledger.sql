@@ -77,7 +77,9 @@ VALUES ($1, session_user || ' via ' || current_setting('application_name'), $2, 
 SELECT at, actor, what, from_state, to_state FROM zdm.event WHERE migration_id = $1 ORDER BY id DESC LIMIT $2;
 
 -- beginning: The event with which the present attempt at a migration began, 0 without any.
-SELECT coalesce(max(id), 0) FROM zdm.event WHERE migration_id = $1 AND to_state IN ('expanded', 'rolled_back');
+-- A rollback that takes contract back is another beginning: rows that contract took are there again.
+SELECT coalesce(max(id), 0) FROM zdm.event WHERE migration_id = $1 AND (to_state IN ('expanded', 'rolled_back')
+  OR from_state IN ('contracting', 'tombstoned') AND to_state NOT IN ('contracting', 'tombstoned', 'contracted'));
 
 -- record_check: Keep the latest verdict of one check.
 INSERT INTO zdm.check_result (migration_id, name, passed, summary) VALUES ($1, $2, $3, $4)

@@ -28,6 +28,12 @@ class FailingRows:
         keys = self.conn.rows.keys(self.work.over, lower, upper)
         key = next((key for key in keys if self._raises(key)), None)
         where = f"the row with key {'/'.join(key)}" if key else "a row of a batch"
+        if self.work.destroys:
+            fact = f"{where} cannot be deleted: {safe(error)}"
+            way_out = (
+                "look at it, the table's triggers and what refers to it, then run contract again; it goes on there"
+            )
+            return MappingFailed(self.name, fact, way_out)
         return MappingFailed(
             self.name,
             f"up fails for {where}: {safe(error)}",

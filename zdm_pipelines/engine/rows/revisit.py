@@ -186,5 +186,5 @@ class Revisit:
         return LockNotAcquired(
             self._thing,
             f"{left} rows are held by the application for {self._patience.seconds:g} s",
-            "end those transactions and materialize the range again; all other rows are moved",
+            "end those transactions and materialize the range again; all other rows are done",
         )

@@ -19,7 +19,7 @@ from zdm_pipelines.dialects import DatabaseError, fault
 from zdm_pipelines.dialects.server import Fault, Session
 from zdm_pipelines.engine.context import Context
 from zdm_pipelines.engine.sessions import Tell, silent
-from zdm_pipelines.model.errors import LockNotAcquired
+from zdm_pipelines.model.errors import LockNotAcquired, StateConflict
 from zdm_pipelines.model.values import Relation, Statement, Step
 
 T = TypeVar("T")
@@ -98,7 +98,8 @@ def change_schema(
             if _passes(error):
                 failed += 1
                 with contextlib.suppress(DatabaseError):
-                    blocked_by = "; ".join(dict.fromkeys(holders(conn, table.oid) for table in tables))
+                    by = dict.fromkeys(holders(conn, table.oid) for table in tables)
+                    blocked_by = "; ".join(by) or "somebody"
             raise
 
     # At least four times as long apart as a try may block: the application is held up a fifth of the time at most.
@@ -171,6 +172,7 @@ def run_alone(conn: Session, step: Step, *, context: Context, what: str) -> bool
             f"{step.name} waited {patience:g} s for older transactions",
             "end them, then run it again",
         ) from None
+    _require_done(conn, step)
     return True
 
 
@@ -181,3 +183,32 @@ def run_steps(conn: Session, steps: Sequence[Step], *, tell: Tell = silent) -> N
             continue
         tell(step.sql)
         conn.run(Statement(step.sql))
+        _require_done(conn, step)
+
+
+def run_step(conn: Session, step: Step, *, context: Context, what: str, relations: Sequence[Relation]) -> int:
+    """Run one step by itself, in a short transaction of its own where the step allows one; how many tries failed.
+
+    See `change_schema` for the arguments and for what is raised.
+    """
+    if not step.in_transaction:
+        run_alone(conn, step, context=context, what=what)
+        return 0
+    _, failed = change_schema(
+        conn, lambda: run_steps(conn, [step], tell=context.tell), context=context, what=what, relations=relations
+    )
+    return failed
+
+
+def _require_done(conn: Session, step: Step) -> None:
+    """A statement that found nothing to do, as DROP … IF EXISTS of what was renamed meanwhile, has done nothing.
+
+    Raises:
+        StateConflict: the step ran and says that it is not done.
+    """
+    if step.done_when and not is_done(conn, step):
+        raise StateConflict(
+            step.name,
+            "the statement ran, and what it is for is still not so: somebody renamed or changed it at the same time",
+            "look at it, put back what was changed, then run it again",
+        )

@@ -1,33 +1,26 @@
-"""Postgres's part of drop_index: what stands on an index, whether it is used, and how it goes and comes back."""
+"""Postgres's part of drop_index: an index that goes unless somebody uses it."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 
 from zdm_pipelines.dialects.postgres import catalog as catalogs
-from zdm_pipelines.dialects.postgres.builds import HARMLESS
 from zdm_pipelines.dialects.postgres.connection import Connection
 from zdm_pipelines.dialects.postgres.facts import StoredFacts
-from zdm_pipelines.dialects.postgres.indexes import Index
+from zdm_pipelines.dialects.postgres.old_indexes import Going, OldIndex, find
 from zdm_pipelines.model.errors import Problem
 from zdm_pipelines.model.names import TableName, quote
 from zdm_pipelines.model.units import Unit, for_people
-from zdm_pipelines.model.values import Catalog, Step
+from zdm_pipelines.model.values import Catalog
 
-
-@dataclass(frozen=True, kw_only=True)
-class OldIndex:
-    """An index that goes, with everything that makes it anew."""
-
-    index: Index
-    oid: int
-    belongings: tuple[str, ...] = ()  # statements that give it its comment and settings
+__all__ = ["Facts", "Going", "Use", "survey"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Facts(StoredFacts):
-    """What the server said of the index before anything was changed; kept in the ledger as JSON."""
+    """What the server said of the index before anything was changed."""
 
     old: OldIndex
 
@@ -47,109 +40,48 @@ def survey(conn: Connection, table: TableName, name: str) -> tuple[Catalog, Fact
     ]
     if old.index.unique:
         warnings.append("the index is unique: without it, nothing keeps duplicates out")
-    if conn.value("indexes.has_replicas"):
-        warnings.append("scans on replicas are not counted here: look at pg_stat_user_indexes there, too")
     return replace(found, warnings=tuple(warnings)), Facts(old=old), problems
 
 
-def find(conn: Connection, found: Catalog, name: str) -> tuple[OldIndex, list[Problem]]:
-    """An index of a table, and what stands against dropping it whatever is done about it.
-
-    Raises:
-        Problem: the table has no such index.
-    """
-    rows = conn.named("indexes.standing", found.table.schema, name)
-    thing = f"index {quote(name)}"
-    if not rows or rows[0][1] != found.oid:
-        fact = "is on another table" if rows else "does not exist"
-        raise Problem(thing, fact, f"write the exact name of an index of {found.table}")
-    oid, _, unique, definition, where, tablespace, kind, belongings = rows[0]
-    problems = []
-    if kind == "I":
-        way_out = (
-            "DROP INDEX locks the table and every partition exclusively: run it yourself in a quiet moment, with a "
-            "lock_timeout"
-        )
-        problems.append(Problem(thing, "is on a partitioned table and cannot be dropped concurrently", way_out))
-    problems += [Problem(thing, reason, "see docs/kinds.md for what to do first") for reason in holders(conn, oid)]
-    index = Index(
-        name=name, table=found.table, table_oid=found.oid, unique=unique, definition=definition, where=where,
-        tablespace=tablespace,
-    )  # fmt: skip
-    return OldIndex(index=index, oid=oid, belongings=tuple(belongings)), problems
-
-
-def holders(conn: Connection, oid: int) -> list[str]:
-    """What an index cannot be dropped for."""
-    return [reason for (reason,) in conn.named("indexes.holders", oid)]
-
-
 @dataclass(frozen=True, kw_only=True)
-class Going:
-    """An index that contract takes away; see `Retirement` for what each member is."""
+class Use:
+    """Who uses an index that is to go, as each server counts it for itself; what is not known counts as used."""
 
     old: OldIndex
-    unused_for: float | None  # seconds; None: it may be in use
+    unused_for: float  # seconds
 
-    def dependents(self, session: Connection) -> list[str]:
-        """What stands on the index, or scans it; nothing once the index is gone."""
-        index, thing = self.old.index, f"index {quote(self.old.index.name)}"
-        found = session.named("indexes.named", index.table.schema, index.name)
-        if not found:
+    def reasons(self, session: Connection, replicas: Mapping[str, Connection]) -> list[str]:
+        """Why the index counts as used; nothing once the index is gone.
+
+        Args:
+            replicas: sessions on those that are declared, by what they are called.
+        """
+        rows, thing = session.named("indexes.use", self.old.oid), f"index {quote(self.old.index.name)}"
+        if not rows:
             return []  # an earlier run dropped it
-        if found[0][0] != self.old.oid:
-            return [f"{thing} is another one than when the migration began: somebody made it anew"]
-        reasons = [f"{thing} {reason}" for reason in holders(session, self.old.oid)]
-        if self.unused_for is not None and (reason := self._in_use(session, self.unused_for)):
-            reasons.append(f"{thing} {reason}")
-        return reasons
+        found = [self._used(*rows[0])]
+        if (following := session.value("indexes.replicas")) > len(replicas):
+            found.append(
+                f"may be in use on replicas: {following} follow this server and {len(replicas)} are declared; declare "
+                f"them under replicas of the database, or unused_for: null"
+            )
+        for called, replica in replicas.items():
+            there = replica.named("indexes.use", self.old.oid) if replica.value("catalog.is_replica") else []
+            reason = self._used(*there[0]) if there else "is not there: is it a replica of this database?"
+            found.append(reason and f"on {called} {reason}")
+        return [f"{thing} {reason}" for reason in found if reason]
 
-    def _in_use(self, session: Connection, unused_for: float) -> str:
-        """Why an index counts as used; what is not known counts as used."""
-        scans, last, since, now, counted = session.named("indexes.use", self.old.oid)[0]
-        window = for_people(unused_for, Unit.SECONDS)
+    def _used(self, scans: int, last: datetime | None, since: datetime, now: datetime, counted: bool) -> str:
+        window = for_people(self.unused_for, Unit.SECONDS)
         if not counted:
             return "may be in use: the server counts no scans (track_counts is off); declare unused_for: null"
-        if not scans:
-            if since is not None and _seconds(since, now) < unused_for:
-                return f"was not scanned since scans are counted, at {since:%Y-%m-%d %H:%M %Z}, less than {window} ago"
-            return ""
-        if last is None:
+        if scans and last is None:
             return (
                 f"was scanned {scans:,} times, and this server does not say when: run "
                 f"pg_stat_reset_single_table_counters({self.old.oid}) and wait {window}, or declare unused_for: null"
             )
-        if _seconds(last, now) < unused_for:
+        if last is not None and now - last < timedelta(seconds=self.unused_for):
             return f"was scanned {scans:,} times, last at {last:%Y-%m-%d %H:%M %Z}, less than {window} ago"
+        if now - since < timedelta(seconds=self.unused_for):
+            return f"may be in use: scans are counted since {since:%Y-%m-%d %H:%M %Z} only, less than {window} ago"
         return ""
-
-    def tombstone(self) -> list[Step]:
-        """None: an index out of sight of the planner would still cost every write."""
-        return []
-
-    def drop(self) -> list[Step]:
-        """One step; it may be run again."""
-        index = self.old.index
-        return [
-            Step(
-                name=f"drop index {quote(index.name)}",
-                sql=f"DROP INDEX CONCURRENTLY IF EXISTS {index.sql}",
-                reason="waits for the queries that use it, and holds up nobody",
-                lock=HARMLESS,
-                done_when=f"SELECT NOT EXISTS (SELECT FROM pg_class WHERE oid = {self.old.oid} AND relkind = 'i')",
-                in_transaction=False,
-            )
-        ]
-
-    def restore(self) -> list[Step]:
-        """Build it as it was."""
-        reason = "as it was before the migration"
-        extras = [
-            Step(name="restore its settings", sql=sql, reason=reason, lock=HARMLESS, done_when="SELECT false")
-            for sql in self.old.belongings
-        ]
-        return [*self.old.index.build(reason=reason), *extras]
-
-
-def _seconds(since: datetime, now: datetime) -> float:
-    return (now - since) / timedelta(seconds=1)

@@ -7,8 +7,9 @@ from dataclasses import dataclass, replace
 from zdm_pipelines.dialects.postgres import catalog as catalogs
 from zdm_pipelines.dialects.postgres.connection import Connection, scalar
 from zdm_pipelines.dialects.postgres.facts import StoredFacts
-from zdm_pipelines.dialects.postgres.indexes import NewIndex
-from zdm_pipelines.dialects.postgres.kinds import add_index, drop_index
+from zdm_pipelines.dialects.postgres.kinds import add_index
+from zdm_pipelines.dialects.postgres.new_indexes import Declared, NewIndex
+from zdm_pipelines.dialects.postgres.old_indexes import Going, OldIndex, find
 from zdm_pipelines.model.errors import Problem
 from zdm_pipelines.model.names import TableName, quote
 from zdm_pipelines.model.values import Catalog
@@ -16,21 +17,19 @@ from zdm_pipelines.model.values import Catalog
 
 @dataclass(frozen=True, kw_only=True)
 class Facts(StoredFacts):
-    """What the server said of both indexes before anything was changed; kept in the ledger as JSON."""
+    """What the server said of both indexes before anything was changed."""
 
-    old: drop_index.OldIndex
+    old: OldIndex
     new: NewIndex
 
 
-def survey(
-    conn: Connection, table: TableName, old: str, new: add_index.Declared
-) -> tuple[Catalog, Facts, list[Problem]]:
+def survey(conn: Connection, table: TableName, old: str, new: Declared) -> tuple[Catalog, Facts, list[Problem]]:
     """Read the catalog, the old index, and what the server makes of the new one; changes nothing.
 
     Raises:
         Problem: one of both indexes cannot be had, so that nothing more can be looked at.
     """
-    going, problems = drop_index.find(conn, catalogs.read(conn, table, partitioned=True, keyless=True), old)
+    going, problems = find(conn, catalogs.read(conn, table, partitioned=True, keyless=True), old)
     catalog, facts, more = add_index.survey(conn, table, new)
     warnings = list(catalog.warnings)
     if going.index.unique and not new.unique:
@@ -39,11 +38,10 @@ def survey(
 
 
 @dataclass(frozen=True, kw_only=True)
-class Replaced(drop_index.Going):
+class Replaced(Going):
     """The old index; it goes only while the new one stands."""
 
     new: NewIndex
-    unused_for: float | None = None
 
     def dependents(self, session: Connection) -> list[str]:
         """What stands on the old index, and whether the new one stands."""

@@ -10,6 +10,7 @@ from zdm_pipelines.dialects.postgres.builds import HARMLESS, SHORT, text
 from zdm_pipelines.dialects.postgres.connection import Connection
 from zdm_pipelines.dialects.postgres.copy_rows import EVENTS
 from zdm_pipelines.dialects.postgres.expressions import expression
+from zdm_pipelines.dialects.postgres.indexes import Index
 from zdm_pipelines.dialects.postgres.kinds.extract_table.sql import ExtractSql
 from zdm_pipelines.dialects.postgres.kinds.extract_table.sync import ExtractSync
 from zdm_pipelines.model.capabilities import Notes
@@ -162,8 +163,11 @@ class ExtractSteps:
         steps: list[Step] = []
         for index in new.indexes:
             if not index.unique:
-                late = "put off until the rows were there"
-                steps += builds.index(table, index.name, f"{index.using} {index.definition}", reason=late)
+                late = Index(
+                    name=index.name, table=table, table_oid=self.created, unique=False,
+                    definition=f"{index.using} {index.definition}", printed=False,
+                )  # fmt: skip
+                steps += late.build(reason="put off until the rows were there")
         if new.foreign_key:
             definition = (
                 f"FOREIGN KEY ({', '.join(quote(c.name) for c in self.sql.key)}) REFERENCES {self.sql.source} "

@@ -16,6 +16,7 @@ from zdm_pipelines.dialects.postgres.archive import Archive, Restore
 from zdm_pipelines.dialects.postgres.children import Child, Fate, Tree
 from zdm_pipelines.dialects.postgres.held import Held
 from zdm_pipelines.dialects.postgres.kinds.purge_rows.declared import Facts
+from zdm_pipelines.dialects.postgres.kinds.purge_rows.guard import guard
 from zdm_pipelines.model.capabilities import ALL, Pick, Until
 from zdm_pipelines.model.names import quote
 from zdm_pipelines.model.values import Catalog, Key, Statement
@@ -71,7 +72,8 @@ class Purge:
             following.append(child.held.delete())
         if self.archive is not None:
             following.append(self.archive.keep_row(root))
-        return [locked, *(Statement(sql) for sql in (*following, root.delete()))]
+        guarded = guard(self.over, self.facts.children, archived=self.archive is not None)
+        return [Statement(guarded), locked, *(Statement(sql) for sql in (*following, root.delete()))]
 
     def waiting(self, lower: Key | None, upper: Key | None, *, repair: bool = False) -> Statement:
         """How many rows of an interval match."""

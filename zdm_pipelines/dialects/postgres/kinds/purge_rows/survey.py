@@ -25,6 +25,8 @@ _PRINTED = (
     "SELECT pg_get_expr(d.adbin, d.adrelid) FROM pg_attrdef d JOIN pg_attribute a ON a.attrelid = d.adrelid "
     f"AND a.attnum = d.adnum WHERE d.adrelid = '{_COPY}'::regclass AND a.attname = 'zdm_value'"
 )
+# What is printed under it names everything by its schema but what the server brings along.
+_PRINTING = "SET LOCAL search_path = pg_catalog"
 _NOT_IMMUTABLE = "42P17"
 
 
@@ -64,17 +66,19 @@ def _compute(conn: Connection, found: Catalog, name: str, sql: str) -> str:
     if any(column.name == name for column in found.columns):
         raise Problem(thing, f"is the name of a column of {found.table}", "choose another name")
     value = (
-        f"SELECT format('%L::%s', zdm_value, pg_typeof(zdm_value)) FROM (SELECT {expression(sql)} AS zdm_value) AS zdm"
+        f"SELECT format('%L', zdm_value), pg_typeof(zdm_value)::oid FROM (SELECT {expression(sql)} AS zdm_value) AS zdm"
     )
     try:
         with attempt(conn):
             # A prepared statement can be but one: what follows a semicolon is refused by the server.
-            printed = conn.execute(value.encode(), prepare=True).fetchall()[0][0]
+            printed, kind = conn.execute(value.encode(), prepare=True).fetchall()[0]
+            conn.execute(_PRINTING.encode())
+            named = scalar(conn, "SELECT format_type($1, -1)", [kind])  # -1: character is bpchar, not character(1)
     except psycopg.Error as error:
         raise Problem(thing, f"cannot be computed ({safe(error)})", f"correct once.{name}") from None
-    if str(printed).startswith("NULL::"):
+    if printed == "NULL":
         raise Problem(thing, "is NULL, which no row compares with", f"correct once.{name}")
-    return str(printed)
+    return f"{printed}::{named}"
 
 
 def _judge(conn: Connection, found: Catalog, where: str, once: dict[str, str]) -> str:
@@ -87,6 +91,7 @@ def _judge(conn: Connection, found: Catalog, where: str, once: dict[str, str]) -
     try:
         with attempt(conn):
             conn.execute(judged.encode(), prepare=True)
+            conn.execute(_PRINTING.encode())
             return str(scalar(conn, _PRINTED))
     except psycopg.Error as error:
         if error.sqlstate == _NOT_IMMUTABLE:
@@ -156,6 +161,8 @@ def _kept(found: Catalog, deleted: list[Child]) -> list[tuple[TableName, int, li
 def changed(conn: Connection, found: Catalog, change: Declared, facts: Facts) -> list[str]:
     """What is not as it was when the migration began, as reasons against deleting anything."""
     anew = "roll back and begin anew"
+    if conn.value("children.relation", found.table.sql) != found.oid:
+        return [f"{found.table} is another table than when the migration began: {anew}"]
     today = Search(conn, delete=change.deletes_children).run(found.table, found.oid)
     reasons = [str(problem) for problem in today.problems]
     if tuple(today.children) != facts.children:

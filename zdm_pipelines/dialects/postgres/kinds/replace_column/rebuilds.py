@@ -11,6 +11,7 @@ from typing import Any
 import psycopg
 
 from zdm_pipelines.dialects.postgres.connection import Connection, attempt, query, safe, scalar
+from zdm_pipelines.dialects.postgres.indexes import print_alike
 from zdm_pipelines.model.errors import Problem
 from zdm_pipelines.model.names import TableName, fitted, quote
 from zdm_pipelines.model.values import Column, Rebuild
@@ -93,10 +94,11 @@ class Rebuilds:
             with attempt(self.conn):
                 self.conn.execute(f"CREATE INDEX zdm_index ON {COPY} USING {tail}".encode())
                 self._swap()
-                printed = str(scalar(self.conn, "SELECT pg_get_indexdef('pg_temp.zdm_index'::regclass)"))
-                moved = printed.split(" USING ", 1)[1]
+                moved = self._printed()
             with attempt(self.conn):
                 self.conn.execute(f"CREATE INDEX zdm_index ON {COPY} USING {moved}".encode())
+                print_alike(self.conn)
+                moved = self._printed()  # as it reads over a column of the new type
         except psycopg.Error as error:
             fact = f"cannot be built on the new column ({safe(error)})"
             self.problems.append(Problem(thing, fact, "drop it first, or choose a type it can index"))
@@ -109,6 +111,9 @@ class Rebuilds:
             definition=moved,
             deferrable=(" DEFERRABLE" if deferrable else "") + (" INITIALLY DEFERRED" if deferred else ""),
         )
+
+    def _printed(self) -> str:
+        return str(scalar(self.conn, "SELECT pg_get_indexdef('pg_temp.zdm_index'::regclass)")).split(" USING ", 1)[1]
 
     def _foreign_key(self, name: str, definition: str) -> Rebuild | None:
         columns, references = definition.split(") REFERENCES ", 1)

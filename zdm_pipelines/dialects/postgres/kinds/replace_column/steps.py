@@ -9,6 +9,7 @@ from zdm_pipelines.dialects.postgres import catalog as catalogs
 from zdm_pipelines.dialects.postgres.builds import SHORT, constraint_exists
 from zdm_pipelines.dialects.postgres.connection import Connection
 from zdm_pipelines.dialects.postgres.expressions import expression
+from zdm_pipelines.dialects.postgres.indexes import Index
 from zdm_pipelines.dialects.postgres.kinds.replace_column.sql import ReplaceColumnSql
 from zdm_pipelines.model.capabilities import Notes
 from zdm_pipelines.model.names import quote
@@ -101,24 +102,27 @@ class ReplaceColumnSteps:
         return steps
 
     def _index(self, rebuild: Rebuild, *, unique: bool = False) -> list[Step]:
-        return builds.index(
-            self.sql.catalog.table,
-            rebuild.name,
-            rebuild.definition,
-            reason=f"as {quote(rebuild.original)} on the old column",
+        index = Index(
+            name=rebuild.name,
+            table=self.sql.catalog.table,
+            table_oid=self.sql.catalog.oid,
             unique=unique or rebuild.kind == "unique_index",
+            definition=rebuild.definition,
         )
+        return index.build(reason=f"as {quote(rebuild.original)} on the old column")
 
     def _unique(self, rebuild: Rebuild) -> list[Step]:
         name = quote(rebuild.name)
         steps = self._index(rebuild, unique=True)
+        stands = constraint_exists(self.sql.catalog.table, rebuild.name, kind="u", options=rebuild.deferrable)
         attach = Step(
             name=f"make it the constraint {name}",
             sql=f"ALTER TABLE {self.sql.table} ADD CONSTRAINT {name} UNIQUE USING INDEX {name}{rebuild.deferrable}",
             reason=f"as {quote(rebuild.original)} on the old column; the index is there, so this is instant",
             lock=SHORT,
             undo=f"ALTER TABLE {self.sql.table} DROP CONSTRAINT IF EXISTS {name}",
-            done_when=constraint_exists(self.sql.catalog.table, rebuild.name),
+            done_when=stands,
+            undone_when=f"SELECT NOT ({stands})",
         )
         return [*steps, attach]
 
