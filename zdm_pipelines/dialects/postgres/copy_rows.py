@@ -40,6 +40,8 @@ from zdm_pipelines.model.capabilities import ALL, Pick, Until
 from zdm_pipelines.model.names import fitted, quote
 from zdm_pipelines.model.values import Catalog, Column, Key, Statement
 
+_DEPTH = "pg_catalog.pg_trigger_depth()"
+_DEEPEST = 16  # triggers of the application that answer each write of the sync with another go round in circles
 EVENTS = ("insert", "update", "delete", "truncate")  # of the source, each with a trigger
 
 
@@ -277,9 +279,24 @@ DELETE FROM {target} USING zdm_batch WHERE zdm_target.ctid = zdm_batch.zdm_ctid"
     # -- sync ---------------------------------------------------------------------------------------------
 
     @property
-    def guard(self) -> str:
-        """Setting that is on while a sync of this migration writes: what it writes is not mirrored back."""
+    def _guard(self) -> str:
         return f"zdm.syncing_{self.migration_id}"
+
+    @property
+    def declared_guard(self) -> str:
+        """The declaration that `guarded` needs: how deep the sync wrote before, empty when it did not."""
+        return f"zdm_outer CONSTANT text := coalesce(current_setting('{self._guard}', true), '');"
+
+    def guarded(self, body: str) -> str:
+        """Statements of a sync function whose own writes are not mirrored back.
+
+        The setting holds how many triggers are running where the function writes. What it writes itself is seen at that
+        depth; what triggers of the application write in turn is seen deeper, and is mirrored as any other write.
+        """
+        return f"""\
+  PERFORM set_config('{self._guard}', {_DEPTH}::text, true);
+{body}
+  PERFORM set_config('{self._guard}', zdm_outer, true);"""
 
     @property
     def settings(self) -> str:
@@ -359,16 +376,7 @@ DELETE FROM {target} USING zdm_batch WHERE zdm_target.ctid = zdm_batch.zdm_ctid"
             for row in ("OLD", "NEW")
         )
         old, new = (f"ROW({', '.join(f'{row}.{quote(s.name)}' for s, _ in self._keys)})" for row in ("OLD", "NEW"))
-        return f"""\
-CREATE OR REPLACE FUNCTION {self.function}() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER
-  {self.settings} AS $zdm_sync$
-#variable_conflict use_column
-DECLARE
-  zdm_at record;
-  zdm_kept boolean;
-  zdm_failed text;
-BEGIN
-  PERFORM set_config('{self.guard}', 'on', true);
+        body = f"""\
   IF TG_OP = 'TRUNCATE' THEN
     TRUNCATE ONLY {self.target.table.sql};
   ELSE
@@ -380,15 +388,31 @@ BEGIN
     LOOP
 {self.write_at()}{self.noted(self.wrote)}
     END LOOP;
-  END IF;
-  PERFORM set_config('{self.guard}', '', true);
+  END IF;"""
+        return f"""\
+CREATE OR REPLACE FUNCTION {self.function}() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER
+  {self.settings} AS $zdm_sync$
+#variable_conflict use_column
+DECLARE
+  {self.declared_guard}
+  zdm_at record;
+  zdm_kept boolean;
+  zdm_failed text;
+BEGIN
+{self.guarded(body)}
   RETURN NULL;
 END $zdm_sync$"""
 
     @property
     def unguarded(self) -> str:
-        """Predicate of a trigger: neither a batch nor the sync itself is what writes."""
-        return " AND ".join(f"coalesce(current_setting('{s}', true), '') = ''" for s in (BACKFILL_SETTING, self.guard))
+        """Predicate of a trigger: neither a batch nor the sync itself is what writes.
+
+        It holds for what triggers of the application write while one of the two is writing.
+        """
+        return (
+            f"({_DEPTH} > 0 OR coalesce(current_setting('{BACKFILL_SETTING}', true), '') = '') "
+            f"AND coalesce(current_setting('{self._guard}', true), '') <> {_DEPTH}::text AND {_DEPTH} < {_DEEPEST}"
+        )
 
     def create_trigger(self, event: str) -> str:
         """The trigger for one of EVENTS; batches, the sync itself and unrelated updates never enter the function."""

@@ -28,7 +28,7 @@ CREATE OR REPLACE FUNCTION zdm."first_profiles"(bigint) RETURNS boolean LANGUAGE
   SET search_path = "$user", public, pg_temp AS $zdm_first$
 BEGIN
   -- Whoever may not write the new table locks no row by calling this.
-  IF coalesce(current_setting('zdm.backfill', true), '') = '' AND coalesce(current_setting('zdm.syncing_7', true), '') = ''
+  IF (pg_catalog.pg_trigger_depth() > 0 OR coalesce(current_setting('zdm.backfill', true), '') = '') AND coalesce(current_setting('zdm.syncing_7', true), '') <> pg_catalog.pg_trigger_depth()::text AND pg_catalog.pg_trigger_depth() < 16
      AND pg_catalog.has_table_privilege(coalesce(nullif(current_setting('role'), 'none'), session_user), '"public"."user_settings"', 'INSERT, UPDATE') THEN
     PERFORM FROM ONLY "public"."users" WHERE "id" = $1 FOR NO KEY UPDATE;
   END IF;
@@ -65,11 +65,12 @@ CREATE OR REPLACE FUNCTION zdm."copy_profiles_users"() RETURNS trigger LANGUAGE 
   SET search_path = "$user", public, pg_temp SET datestyle FROM CURRENT SET intervalstyle FROM CURRENT SET extra_float_digits FROM CURRENT AS $zdm_sync$
 #variable_conflict use_column
 DECLARE
+  zdm_outer CONSTANT text := coalesce(current_setting('zdm.syncing_7', true), '');
   zdm_at record;
   zdm_kept boolean;
   zdm_failed text;
 BEGIN
-  PERFORM set_config('zdm.syncing_7', 'on', true);
+  PERFORM set_config('zdm.syncing_7', pg_catalog.pg_trigger_depth()::text, true);
   IF TG_OP = 'TRUNCATE' THEN
     TRUNCATE ONLY "public"."user_settings";
   ELSE
@@ -105,7 +106,7 @@ BEGIN
       PERFORM zdm."note_profiles"(ARRAY[zdm_at.zdm_1::text], CASE WHEN TG_OP = 'INSERT' AND (pg_catalog.record_image_ne(ROW(NEW."profile"), ROW(NULL::jsonb))) OR TG_OP = 'UPDATE' AND (pg_catalog.record_image_ne(ROW(NEW."profile"), ROW(OLD."profile"))) THEN 'old' END, zdm_failed);
     END LOOP;
   END IF;
-  PERFORM set_config('zdm.syncing_7', '', true);
+  PERFORM set_config('zdm.syncing_7', zdm_outer, true);
   RETURN NULL;
 END $zdm_sync$;
 -- let nobody else use zdm."copy_profiles_users"() (none)
@@ -115,13 +116,14 @@ CREATE OR REPLACE FUNCTION zdm."back_profiles"() RETURNS trigger LANGUAGE plpgsq
   SET search_path = "$user", public, pg_temp SET datestyle FROM CURRENT SET intervalstyle FROM CURRENT SET extra_float_digits FROM CURRENT AS $zdm_sync$
 #variable_conflict use_column
 DECLARE
+  zdm_outer CONSTANT text := coalesce(current_setting('zdm.syncing_7', true), '');
   zdm_at record;
   zdm_agrees boolean;
   zdm_kept boolean;
   zdm_failed text;
   zdm_old_1 jsonb;
 BEGIN
-  PERFORM set_config('zdm.syncing_7', 'on', true);
+  PERFORM set_config('zdm.syncing_7', pg_catalog.pg_trigger_depth()::text, true);
   FOR zdm_at IN
     SELECT OLD."user_id" AS zdm_1 WHERE TG_OP IN ('UPDATE', 'DELETE') UNION ALL
     SELECT NEW."user_id" AS zdm_1 WHERE TG_OP = 'INSERT' OR TG_OP = 'UPDATE' AND pg_catalog.record_image_ne(ROW(OLD."user_id"), ROW(NEW."user_id"))
@@ -179,7 +181,7 @@ BEGIN
       END IF;
       PERFORM zdm."note_profiles"(ARRAY[zdm_at.zdm_1::text], 'new', zdm_failed);
   END LOOP;
-  PERFORM set_config('zdm.syncing_7', '', true);
+  PERFORM set_config('zdm.syncing_7', zdm_outer, true);
   RETURN NULL;
 END $zdm_sync$;
 -- let nobody else use zdm."back_profiles"() (none)
@@ -187,39 +189,39 @@ REVOKE ALL ON FUNCTION zdm."back_profiles"() FROM PUBLIC;
 -- lock source rows before rows of the new table (none on a table that anybody knows)
 ALTER TABLE "public"."user_settings" ADD CONSTRAINT "zzz_zdm_profiles_first" CHECK (zdm."first_profiles"("user_id"));
 -- create trigger "zzz_zdm_profiles_fill" (none on a table that anybody knows)
-CREATE TRIGGER "zzz_zdm_profiles_fill" BEFORE INSERT ON "public"."user_settings" FOR EACH ROW WHEN (coalesce(current_setting('zdm.backfill', true), '') = '' AND coalesce(current_setting('zdm.syncing_7', true), '') = '') EXECUTE FUNCTION zdm."fill_profiles"();
+CREATE TRIGGER "zzz_zdm_profiles_fill" BEFORE INSERT ON "public"."user_settings" FOR EACH ROW WHEN ((pg_catalog.pg_trigger_depth() > 0 OR coalesce(current_setting('zdm.backfill', true), '') = '') AND coalesce(current_setting('zdm.syncing_7', true), '') <> pg_catalog.pg_trigger_depth()::text AND pg_catalog.pg_trigger_depth() < 16) EXECUTE FUNCTION zdm."fill_profiles"();
 -- let "zzz_zdm_profiles_fill" fire in every session (none on a table that anybody knows)
 ALTER TABLE "public"."user_settings" ENABLE ALWAYS TRIGGER "zzz_zdm_profiles_fill";
 -- create trigger "zzz_zdm_profiles_back_insert" (none on a table that anybody knows)
-CREATE TRIGGER "zzz_zdm_profiles_back_insert" AFTER INSERT ON "public"."user_settings" FOR EACH ROW WHEN (coalesce(current_setting('zdm.backfill', true), '') = '' AND coalesce(current_setting('zdm.syncing_7', true), '') = '') EXECUTE FUNCTION zdm."back_profiles"();
+CREATE TRIGGER "zzz_zdm_profiles_back_insert" AFTER INSERT ON "public"."user_settings" FOR EACH ROW WHEN ((pg_catalog.pg_trigger_depth() > 0 OR coalesce(current_setting('zdm.backfill', true), '') = '') AND coalesce(current_setting('zdm.syncing_7', true), '') <> pg_catalog.pg_trigger_depth()::text AND pg_catalog.pg_trigger_depth() < 16) EXECUTE FUNCTION zdm."back_profiles"();
 -- let "zzz_zdm_profiles_back_insert" fire in every session (none on a table that anybody knows)
 ALTER TABLE "public"."user_settings" ENABLE ALWAYS TRIGGER "zzz_zdm_profiles_back_insert";
 -- create trigger "zzz_zdm_profiles_back_update" (none on a table that anybody knows)
-CREATE TRIGGER "zzz_zdm_profiles_back_update" AFTER UPDATE ON "public"."user_settings" FOR EACH ROW WHEN (pg_catalog.record_image_ne(ROW(OLD."user_id", OLD."theme", OLD."notifications_enabled"), ROW(NEW."user_id", NEW."theme", NEW."notifications_enabled")) AND coalesce(current_setting('zdm.backfill', true), '') = '' AND coalesce(current_setting('zdm.syncing_7', true), '') = '') EXECUTE FUNCTION zdm."back_profiles"();
+CREATE TRIGGER "zzz_zdm_profiles_back_update" AFTER UPDATE ON "public"."user_settings" FOR EACH ROW WHEN (pg_catalog.record_image_ne(ROW(OLD."user_id", OLD."theme", OLD."notifications_enabled"), ROW(NEW."user_id", NEW."theme", NEW."notifications_enabled")) AND (pg_catalog.pg_trigger_depth() > 0 OR coalesce(current_setting('zdm.backfill', true), '') = '') AND coalesce(current_setting('zdm.syncing_7', true), '') <> pg_catalog.pg_trigger_depth()::text AND pg_catalog.pg_trigger_depth() < 16) EXECUTE FUNCTION zdm."back_profiles"();
 -- let "zzz_zdm_profiles_back_update" fire in every session (none on a table that anybody knows)
 ALTER TABLE "public"."user_settings" ENABLE ALWAYS TRIGGER "zzz_zdm_profiles_back_update";
 -- create trigger "zzz_zdm_profiles_back_delete" (none on a table that anybody knows)
-CREATE TRIGGER "zzz_zdm_profiles_back_delete" AFTER DELETE ON "public"."user_settings" FOR EACH ROW WHEN (coalesce(current_setting('zdm.backfill', true), '') = '' AND coalesce(current_setting('zdm.syncing_7', true), '') = '') EXECUTE FUNCTION zdm."back_profiles"();
+CREATE TRIGGER "zzz_zdm_profiles_back_delete" AFTER DELETE ON "public"."user_settings" FOR EACH ROW WHEN ((pg_catalog.pg_trigger_depth() > 0 OR coalesce(current_setting('zdm.backfill', true), '') = '') AND coalesce(current_setting('zdm.syncing_7', true), '') <> pg_catalog.pg_trigger_depth()::text AND pg_catalog.pg_trigger_depth() < 16) EXECUTE FUNCTION zdm."back_profiles"();
 -- let "zzz_zdm_profiles_back_delete" fire in every session (none on a table that anybody knows)
 ALTER TABLE "public"."user_settings" ENABLE ALWAYS TRIGGER "zzz_zdm_profiles_back_delete";
 -- create trigger "zzz_zdm_profiles_back_truncate" (none on a table that anybody knows)
-CREATE TRIGGER "zzz_zdm_profiles_back_truncate" AFTER TRUNCATE ON "public"."user_settings" FOR EACH STATEMENT WHEN (coalesce(current_setting('zdm.backfill', true), '') = '' AND coalesce(current_setting('zdm.syncing_7', true), '') = '') EXECUTE FUNCTION zdm."back_profiles"();
+CREATE TRIGGER "zzz_zdm_profiles_back_truncate" AFTER TRUNCATE ON "public"."user_settings" FOR EACH STATEMENT WHEN ((pg_catalog.pg_trigger_depth() > 0 OR coalesce(current_setting('zdm.backfill', true), '') = '') AND coalesce(current_setting('zdm.syncing_7', true), '') <> pg_catalog.pg_trigger_depth()::text AND pg_catalog.pg_trigger_depth() < 16) EXECUTE FUNCTION zdm."back_profiles"();
 -- let "zzz_zdm_profiles_back_truncate" fire in every session (none on a table that anybody knows)
 ALTER TABLE "public"."user_settings" ENABLE ALWAYS TRIGGER "zzz_zdm_profiles_back_truncate";
 -- create trigger "zzz_zdm_profiles_insert" (SHARE ROW EXCLUSIVE, for milliseconds)
-CREATE TRIGGER "zzz_zdm_profiles_insert" AFTER INSERT ON "public"."users" FOR EACH ROW WHEN (coalesce(current_setting('zdm.backfill', true), '') = '' AND coalesce(current_setting('zdm.syncing_7', true), '') = '') EXECUTE FUNCTION zdm."copy_profiles_users"();
+CREATE TRIGGER "zzz_zdm_profiles_insert" AFTER INSERT ON "public"."users" FOR EACH ROW WHEN ((pg_catalog.pg_trigger_depth() > 0 OR coalesce(current_setting('zdm.backfill', true), '') = '') AND coalesce(current_setting('zdm.syncing_7', true), '') <> pg_catalog.pg_trigger_depth()::text AND pg_catalog.pg_trigger_depth() < 16) EXECUTE FUNCTION zdm."copy_profiles_users"();
 -- let "zzz_zdm_profiles_insert" fire in every session (SHARE ROW EXCLUSIVE, for milliseconds)
 ALTER TABLE "public"."users" ENABLE ALWAYS TRIGGER "zzz_zdm_profiles_insert";
 -- create trigger "zzz_zdm_profiles_update" (SHARE ROW EXCLUSIVE, for milliseconds)
-CREATE TRIGGER "zzz_zdm_profiles_update" AFTER UPDATE ON "public"."users" FOR EACH ROW WHEN (pg_catalog.record_image_ne(ROW(OLD."id", OLD."profile"), ROW(NEW."id", NEW."profile")) AND coalesce(current_setting('zdm.backfill', true), '') = '' AND coalesce(current_setting('zdm.syncing_7', true), '') = '') EXECUTE FUNCTION zdm."copy_profiles_users"();
+CREATE TRIGGER "zzz_zdm_profiles_update" AFTER UPDATE ON "public"."users" FOR EACH ROW WHEN (pg_catalog.record_image_ne(ROW(OLD."id", OLD."profile"), ROW(NEW."id", NEW."profile")) AND (pg_catalog.pg_trigger_depth() > 0 OR coalesce(current_setting('zdm.backfill', true), '') = '') AND coalesce(current_setting('zdm.syncing_7', true), '') <> pg_catalog.pg_trigger_depth()::text AND pg_catalog.pg_trigger_depth() < 16) EXECUTE FUNCTION zdm."copy_profiles_users"();
 -- let "zzz_zdm_profiles_update" fire in every session (SHARE ROW EXCLUSIVE, for milliseconds)
 ALTER TABLE "public"."users" ENABLE ALWAYS TRIGGER "zzz_zdm_profiles_update";
 -- create trigger "zzz_zdm_profiles_delete" (SHARE ROW EXCLUSIVE, for milliseconds)
-CREATE TRIGGER "zzz_zdm_profiles_delete" AFTER DELETE ON "public"."users" FOR EACH ROW WHEN (coalesce(current_setting('zdm.backfill', true), '') = '' AND coalesce(current_setting('zdm.syncing_7', true), '') = '') EXECUTE FUNCTION zdm."copy_profiles_users"();
+CREATE TRIGGER "zzz_zdm_profiles_delete" AFTER DELETE ON "public"."users" FOR EACH ROW WHEN ((pg_catalog.pg_trigger_depth() > 0 OR coalesce(current_setting('zdm.backfill', true), '') = '') AND coalesce(current_setting('zdm.syncing_7', true), '') <> pg_catalog.pg_trigger_depth()::text AND pg_catalog.pg_trigger_depth() < 16) EXECUTE FUNCTION zdm."copy_profiles_users"();
 -- let "zzz_zdm_profiles_delete" fire in every session (SHARE ROW EXCLUSIVE, for milliseconds)
 ALTER TABLE "public"."users" ENABLE ALWAYS TRIGGER "zzz_zdm_profiles_delete";
 -- create trigger "zzz_zdm_profiles_truncate" (SHARE ROW EXCLUSIVE, for milliseconds)
-CREATE TRIGGER "zzz_zdm_profiles_truncate" AFTER TRUNCATE ON "public"."users" FOR EACH STATEMENT WHEN (coalesce(current_setting('zdm.backfill', true), '') = '' AND coalesce(current_setting('zdm.syncing_7', true), '') = '') EXECUTE FUNCTION zdm."copy_profiles_users"();
+CREATE TRIGGER "zzz_zdm_profiles_truncate" AFTER TRUNCATE ON "public"."users" FOR EACH STATEMENT WHEN ((pg_catalog.pg_trigger_depth() > 0 OR coalesce(current_setting('zdm.backfill', true), '') = '') AND coalesce(current_setting('zdm.syncing_7', true), '') <> pg_catalog.pg_trigger_depth()::text AND pg_catalog.pg_trigger_depth() < 16) EXECUTE FUNCTION zdm."copy_profiles_users"();
 -- let "zzz_zdm_profiles_truncate" fire in every session (SHARE ROW EXCLUSIVE, for milliseconds)
 ALTER TABLE "public"."users" ENABLE ALWAYS TRIGGER "zzz_zdm_profiles_truncate";
 == a batch
@@ -290,11 +292,12 @@ CREATE OR REPLACE FUNCTION zdm."copy_profiles_users"() RETURNS trigger LANGUAGE 
   SET search_path = "$user", public, pg_temp SET datestyle FROM CURRENT SET intervalstyle FROM CURRENT SET extra_float_digits FROM CURRENT AS $zdm_sync$
 #variable_conflict use_column
 DECLARE
+  zdm_outer CONSTANT text := coalesce(current_setting('zdm.syncing_7', true), '');
   zdm_at record;
   zdm_kept boolean;
   zdm_failed text;
 BEGIN
-  PERFORM set_config('zdm.syncing_7', 'on', true);
+  PERFORM set_config('zdm.syncing_7', pg_catalog.pg_trigger_depth()::text, true);
   IF TG_OP = 'TRUNCATE' THEN
     TRUNCATE ONLY "public"."user_settings";
   ELSE
@@ -330,7 +333,7 @@ BEGIN
       PERFORM zdm."note_profiles"(ARRAY[zdm_at.zdm_1::text], CASE WHEN TG_OP = 'INSERT' AND (pg_catalog.record_image_ne(ROW(NEW."zdm_tombstone_profile"), ROW(NULL::jsonb))) OR TG_OP = 'UPDATE' AND (pg_catalog.record_image_ne(ROW(NEW."zdm_tombstone_profile"), ROW(OLD."zdm_tombstone_profile"))) THEN 'old' END, zdm_failed);
     END LOOP;
   END IF;
-  PERFORM set_config('zdm.syncing_7', '', true);
+  PERFORM set_config('zdm.syncing_7', zdm_outer, true);
   RETURN NULL;
 END $zdm_sync$;
 -- point zdm."fill_profiles" at the tombstone (none)
@@ -362,13 +365,14 @@ CREATE OR REPLACE FUNCTION zdm."back_profiles"() RETURNS trigger LANGUAGE plpgsq
   SET search_path = "$user", public, pg_temp SET datestyle FROM CURRENT SET intervalstyle FROM CURRENT SET extra_float_digits FROM CURRENT AS $zdm_sync$
 #variable_conflict use_column
 DECLARE
+  zdm_outer CONSTANT text := coalesce(current_setting('zdm.syncing_7', true), '');
   zdm_at record;
   zdm_agrees boolean;
   zdm_kept boolean;
   zdm_failed text;
   zdm_old_1 jsonb;
 BEGIN
-  PERFORM set_config('zdm.syncing_7', 'on', true);
+  PERFORM set_config('zdm.syncing_7', pg_catalog.pg_trigger_depth()::text, true);
   FOR zdm_at IN
     SELECT OLD."user_id" AS zdm_1 WHERE TG_OP IN ('UPDATE', 'DELETE') UNION ALL
     SELECT NEW."user_id" AS zdm_1 WHERE TG_OP = 'INSERT' OR TG_OP = 'UPDATE' AND pg_catalog.record_image_ne(ROW(OLD."user_id"), ROW(NEW."user_id"))
@@ -426,7 +430,7 @@ BEGIN
       END IF;
       PERFORM zdm."note_profiles"(ARRAY[zdm_at.zdm_1::text], 'new', zdm_failed);
   END LOOP;
-  PERFORM set_config('zdm.syncing_7', '', true);
+  PERFORM set_config('zdm.syncing_7', zdm_outer, true);
   RETURN NULL;
 END $zdm_sync$;
 -- point zdm."note_profiles" at the tombstone (none)

@@ -206,26 +206,27 @@ END $zdm_fill$"""
         declared = "\n".join(f"  zdm_old_{i} {sql.catalog.column(old).type};" for i, old in olds)
         keys = ", ".join(f"{copy.alias}.{quote(c.name)} AS zdm_{i}" for i, c in enumerate(sql.catalog.key, 1))
         old, new = (f"ROW({', '.join(f'{row}.{quote(c.name)}' for c in sql.key)})" for row in ("OLD", "NEW"))
-        return f"""\
-CREATE OR REPLACE FUNCTION {sql.named("back")}() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER
-  {copy.settings} AS $zdm_sync$
-#variable_conflict use_column
-DECLARE
-  zdm_at record;
-  zdm_agrees boolean;
-  zdm_kept boolean;
-  zdm_failed text;
-{declared}
-BEGIN
-  PERFORM set_config('{copy.guard}', 'on', true);
+        body = f"""\
   FOR zdm_at IN
     SELECT {self._at("OLD")} WHERE TG_OP IN ('UPDATE', 'DELETE') UNION ALL
     SELECT {self._at("NEW")} WHERE TG_OP = 'INSERT' OR TG_OP = 'UPDATE' AND pg_catalog.record_image_ne({old}, {new})
     UNION ALL SELECT {keys} FROM {copy.rows} WHERE TG_OP = 'TRUNCATE'
   LOOP
 {self._back_at()}
-  END LOOP;
-  PERFORM set_config('{copy.guard}', '', true);
+  END LOOP;"""
+        return f"""\
+CREATE OR REPLACE FUNCTION {sql.named("back")}() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER
+  {copy.settings} AS $zdm_sync$
+#variable_conflict use_column
+DECLARE
+  {copy.declared_guard}
+  zdm_at record;
+  zdm_agrees boolean;
+  zdm_kept boolean;
+  zdm_failed text;
+{declared}
+BEGIN
+{copy.guarded(body)}
   RETURN NULL;
 END $zdm_sync$"""
 
