@@ -496,3 +496,15 @@ def test_new_code_waits_for_nobody_elses_row(settings: Extraction) -> None:
     with holding(url, "SELECT FROM users WHERE id = 1 FOR KEY SHARE"):  # somebody's foreign key
         sql(url, "SET lock_timeout = '1s'; UPDATE user_settings SET theme = 'x' WHERE user_id = 1")
     assert settings.agree()
+
+
+@pytest.mark.parametrize("fixture", ["settings", "lists"])
+@pytest.mark.parametrize("statement", ["TRUNCATE users, {new}", "TRUNCATE {new}, users", "TRUNCATE users CASCADE"])
+def test_both_tables_are_emptied(request: pytest.FixtureRequest, fixture: str, statement: str) -> None:
+    found: Extraction = request.getfixturevalue(fixture).backfill()
+    if "CASCADE" in statement:
+        found.one_by_one(found.change.enforce)
+    sql(found.url, statement.format(new=found.table))
+    assert one(found.url, f"SELECT (SELECT count(*) FROM users) + (SELECT count(*) FROM {found.table})") == 0
+    sql(found.url, "INSERT INTO users (id) VALUES (1)")
+    assert found.counts() == (1, 0, 0, 0, 0, 0)

@@ -35,6 +35,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from zdm_pipelines.dialects.postgres import keys
+from zdm_pipelines.dialects.postgres.builds import text
 from zdm_pipelines.dialects.postgres.expressions import BACKFILL_SETTING, RAISE_ON, TRIGGER_PREFIX, expression, same
 from zdm_pipelines.model.capabilities import ALL, Pick, Until
 from zdm_pipelines.model.names import fitted, quote
@@ -378,7 +379,10 @@ DELETE FROM {target} USING zdm_batch WHERE zdm_target.ctid = zdm_batch.zdm_ctid"
         old, new = (f"ROW({', '.join(f'{row}.{quote(s.name)}' for s, _ in self._keys)})" for row in ("OLD", "NEW"))
         body = f"""\
   IF TG_OP = 'TRUNCATE' THEN
-    TRUNCATE ONLY {self.target.table.sql};
+    -- One statement may have emptied both tables, and still uses them.
+    IF pg_catalog.pg_relation_size({text(self.target.table.sql)}) > 0 THEN
+      TRUNCATE ONLY {self.target.table.sql};
+    END IF;
   ELSE
 {self._met()}
     -- The old key first: what was unique in the row that left it is free then for the row that comes.
