@@ -8,7 +8,6 @@ from zdm_pipelines.dialects.postgres import builds
 from zdm_pipelines.dialects.postgres import catalog as catalogs
 from zdm_pipelines.dialects.postgres.builds import HARMLESS, SHORT, text
 from zdm_pipelines.dialects.postgres.connection import Connection
-from zdm_pipelines.dialects.postgres.copy_rows import EVENTS
 from zdm_pipelines.dialects.postgres.expressions import expression
 from zdm_pipelines.dialects.postgres.kinds.extract_table.sql import ExtractSql
 from zdm_pipelines.dialects.postgres.kinds.extract_table.sync import ExtractSync
@@ -117,9 +116,8 @@ class ExtractSteps:
         ]
 
     def _triggers(self) -> list[Step]:
-        copy = self.sql.copy
-        made = [(self.sql.table, name, create) for name, create in self._sync.triggers.items()]
-        made += [(self.sql.source, copy.trigger(event), copy.create_trigger(event)) for event in EVENTS]
+        made = [(self.sql.table, name, create) for name, create in self._sync.of_new.items()]
+        made += [(self.sql.source, name, create) for name, create in self._sync.of_source.items()]
         steps = []
         for table, name, create in made:
             steps.append(
@@ -279,16 +277,16 @@ class ExtractSteps:
     def triggers(self) -> dict[int, tuple[str, ...]]:
         """The sync triggers of both tables; 0 stands for a table that expand is yet to create."""
         return {
-            self.sql.catalog.oid: tuple(map(self.sql.copy.trigger, EVENTS)),
-            self.created: tuple(self._sync.triggers),
+            self.sql.catalog.oid: tuple(self._sync.of_source),
+            self.created: tuple(self._sync.of_new),
         }
 
     def note(self, notes: Notes) -> Step:
         """Make the sync record keys from now on; the undo is the function as it stands."""
         return Step(
             name="record the keys of rows written from now on",
-            sql=self._sync.note(track_until=notes.track_until),
+            sql=self._sync.make.note(track_until=notes.track_until),
             reason="so that under the lock only these are compared again, not the whole table",
             lock="none",
-            undo=self._sync.note(),
+            undo=self._sync.make.note(),
         )

@@ -250,7 +250,7 @@ class _Survey:
             with attempt(self.conn):
                 says = scalar(
                     self.conn,
-                    f"SELECT {sql.said(sql.copy.elements)} <> '{{}}' FROM (SELECT {listed}) AS {sql.copy_alias}",
+                    f"SELECT {sql.said} <> '{{}}' FROM (SELECT {listed}) AS {sql.source_alias}",
                 )
         except psycopg.Error as error:
             self.warnings.append(f"up, when or each fails for old columns that hold nothing ({safe(error)})")
