@@ -214,19 +214,6 @@ class SyncNotes(Protocol):
         ...
 
 
-class Pairs(Protocol):
-    """Comparing two tables."""
-
-    def prepare(self, *, along: bool, processes: int) -> None:
-        """Settings of a session that compares.
-
-        Args:
-            along: both tables are read in the order of their key.
-            processes: of the server, that work on one range.
-        """
-        ...
-
-
 class Session(Protocol):
     """One connection in autocommit."""
 
@@ -243,11 +230,6 @@ class Session(Protocol):
     @property
     def sync(self) -> SyncNotes:
         """What the sync notes."""
-        ...
-
-    @property
-    def pairs(self) -> Pairs:
-        """Comparing two tables."""
         ...
 
     def named(self, name: str, *values: Any) -> list[Row]:
