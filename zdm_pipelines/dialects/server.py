@@ -86,6 +86,10 @@ class Committed:
 class Rows(Protocol):
     """Row work: batches, the keys between them, and how a table's rows lie."""
 
+    def prepare(self, table: Catalog) -> None:
+        """From now on names and times mean in this session what they meant when the table was surveyed."""
+        ...
+
     def commit(self, batch: Batch) -> Committed | None:
         """Run a batch, rows and checkpoint in one transaction; None: its range is not in the ledger any more."""
         ...

@@ -133,7 +133,8 @@ class Catalog:
     columns: tuple[Column, ...]
     key: tuple[Column, ...]  # primary key, in index order
     immutable: bool = True  # whether `up` and `down` depend on the row alone, not on session settings
-    search_path: str = '"$user", public'  # under which `up` and `down` were read
+    search_path: str = '"$user", public'  # under which the declared expressions were read
+    time_zone: str | None = None  # the same; None: an earlier version did not record it
     warnings: tuple[str, ...] = ()
 
     def column(self, name: str) -> Column:

@@ -280,6 +280,7 @@ class _Job:
             _same_attempt(session, entry, self.began)  # a run that waits keeps nobody from rolling back
             if self.repair:
                 _refuse_repair(session, entry, destroys=False)
+            session.rows.prepare(self.rows.over)
             state = entry.state
             if state in lifecycle.watched and state != lifecycle.moving:
                 assert lifecycle.moving is not None  # there is row work

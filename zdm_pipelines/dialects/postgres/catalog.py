@@ -84,8 +84,10 @@ def read(conn: Connection, table: TableName, *, partitioned: bool = False, keyle
             "has no primary key",
             "ranges and checkpoints need one: add it, CREATE UNIQUE INDEX CONCURRENTLY first",
         )
-    path = str(conn.value("catalog.search_path"))
-    return Catalog(table=table, oid=oid, rows=estimate, bytes=size, columns=columns, key=key, search_path=path)
+    path, zone = conn.named("catalog.environment")[0]
+    return Catalog(
+        table=table, oid=oid, rows=estimate, bytes=size, columns=columns, key=key, search_path=path, time_zone=zone
+    )
 
 
 def dependents(conn: Connection, oid: int, column: int) -> list[str]:

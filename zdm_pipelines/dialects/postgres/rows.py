@@ -50,6 +50,10 @@ class PostgresRows:
     def __init__(self, conn: Connection) -> None:
         self._conn = conn
 
+    def prepare(self, table: Catalog) -> None:
+        """Search path and time zone; the others are the same in every session of ours."""
+        self._conn.named("rows.environment", table.search_path, table.time_zone)
+
     def commit(self, batch: Batch) -> Committed | None:
         """Rows and checkpoint in one transaction, sent at once: its locks do not wait for our next word."""
         limits = (_milliseconds(batch.lock_timeout), _milliseconds(batch.statement_timeout))

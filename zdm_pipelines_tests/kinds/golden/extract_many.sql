@@ -35,7 +35,7 @@ BEGIN
 END $zdm_first$;
 -- create function zdm."fill_profiles"() (none)
 CREATE OR REPLACE FUNCTION zdm."fill_profiles"() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER
-  SET search_path = "$user", public, pg_temp SET datestyle FROM CURRENT SET intervalstyle FROM CURRENT SET extra_float_digits FROM CURRENT AS $zdm_sync$
+  SET search_path = "$user", public, pg_temp SET timezone FROM CURRENT SET datestyle FROM CURRENT SET intervalstyle FROM CURRENT SET extra_float_digits FROM CURRENT AS $zdm_sync$
 #variable_conflict use_column
 DECLARE
   zdm_at record;
@@ -50,7 +50,7 @@ END $zdm_sync$;
 REVOKE ALL ON FUNCTION zdm."fill_profiles"() FROM PUBLIC;
 -- create function zdm."copy_profiles"() (none)
 CREATE OR REPLACE FUNCTION zdm."copy_profiles"() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER
-  SET search_path = "$user", public, pg_temp SET datestyle FROM CURRENT SET intervalstyle FROM CURRENT SET extra_float_digits FROM CURRENT AS $zdm_sync$
+  SET search_path = "$user", public, pg_temp SET timezone FROM CURRENT SET datestyle FROM CURRENT SET intervalstyle FROM CURRENT SET extra_float_digits FROM CURRENT AS $zdm_sync$
 #variable_conflict use_column
 DECLARE
   zdm_at record;
@@ -107,7 +107,7 @@ END $zdm_sync$;
 REVOKE ALL ON FUNCTION zdm."copy_profiles"() FROM PUBLIC;
 -- create function zdm."back_profiles"() (none)
 CREATE OR REPLACE FUNCTION zdm."back_profiles"() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER
-  SET search_path = "$user", public, pg_temp SET datestyle FROM CURRENT SET intervalstyle FROM CURRENT SET extra_float_digits FROM CURRENT AS $zdm_sync$
+  SET search_path = "$user", public, pg_temp SET timezone FROM CURRENT SET datestyle FROM CURRENT SET intervalstyle FROM CURRENT SET extra_float_digits FROM CURRENT AS $zdm_sync$
 #variable_conflict use_column
 DECLARE
   zdm_at record;
@@ -298,7 +298,7 @@ ANALYZE "public"."user_addresses";
 ALTER TABLE "public"."users" RENAME COLUMN "addresses" TO "zdm_tombstone_addresses";
 -- point zdm."copy_profiles" at the tombstone (none)
 CREATE OR REPLACE FUNCTION zdm."copy_profiles"() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER
-  SET search_path = "$user", public, pg_temp SET datestyle FROM CURRENT SET intervalstyle FROM CURRENT SET extra_float_digits FROM CURRENT AS $zdm_sync$
+  SET search_path = "$user", public, pg_temp SET timezone FROM CURRENT SET datestyle FROM CURRENT SET intervalstyle FROM CURRENT SET extra_float_digits FROM CURRENT AS $zdm_sync$
 #variable_conflict use_column
 DECLARE
   zdm_at record;
@@ -353,7 +353,7 @@ BEGIN
 END $zdm_sync$;
 -- point zdm."fill_profiles" at the tombstone (none)
 CREATE OR REPLACE FUNCTION zdm."fill_profiles"() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER
-  SET search_path = "$user", public, pg_temp SET datestyle FROM CURRENT SET intervalstyle FROM CURRENT SET extra_float_digits FROM CURRENT AS $zdm_sync$
+  SET search_path = "$user", public, pg_temp SET timezone FROM CURRENT SET datestyle FROM CURRENT SET intervalstyle FROM CURRENT SET extra_float_digits FROM CURRENT AS $zdm_sync$
 #variable_conflict use_column
 DECLARE
   zdm_at record;
@@ -366,7 +366,7 @@ BEGIN
 END $zdm_sync$;
 -- point zdm."back_profiles" at the tombstone (none)
 CREATE OR REPLACE FUNCTION zdm."back_profiles"() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER
-  SET search_path = "$user", public, pg_temp SET datestyle FROM CURRENT SET intervalstyle FROM CURRENT SET extra_float_digits FROM CURRENT AS $zdm_sync$
+  SET search_path = "$user", public, pg_temp SET timezone FROM CURRENT SET datestyle FROM CURRENT SET intervalstyle FROM CURRENT SET extra_float_digits FROM CURRENT AS $zdm_sync$
 #variable_conflict use_column
 DECLARE
   zdm_at record;

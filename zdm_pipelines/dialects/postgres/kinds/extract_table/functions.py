@@ -59,10 +59,10 @@ class ExtractFunctions:
 
     def _function(self, what: str, declared: str, body: str) -> str:
         """A trigger function, which sees the declared expressions as they were meant, whoever writes."""
-        settings = [f"search_path = {self.sql.catalog.search_path}, pg_temp"]
-        if not self.sql.catalog.immutable:
-            settings.append("timezone FROM CURRENT")
-        # Keys are noted as text: in our form, not in that of the client's session.
+        catalog = self.sql.catalog
+        zone = "FROM CURRENT" if catalog.time_zone is None else f"= {text(catalog.time_zone)}"
+        settings = [f"search_path = {catalog.search_path}, pg_temp", f"timezone {zone}"]
+        # The same in every session of ours. Keys are noted as text, too.
         settings += ["datestyle FROM CURRENT", "intervalstyle FROM CURRENT", "extra_float_digits FROM CURRENT"]
         return f"""\
 CREATE OR REPLACE FUNCTION {self.sql.named(what)}() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER
