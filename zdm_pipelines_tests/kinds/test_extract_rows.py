@@ -541,6 +541,34 @@ def test_new_code_that_meets_old_code_waits(settings: Extraction, statement: str
     assert sql(url, "SELECT theme FROM user_settings WHERE user_id = 1") == ([] if "DELETE" in statement else [("n",)])
 
 
+@pytest.mark.parametrize("write", ["UPDATE user_settings SET theme = 'n' WHERE user_id = 1", "SELECT put()"])
+def test_new_code_with_few_rights_waits_too(settings: Extraction, write: str) -> None:
+    """It may update one column, or calls a function that may with its owner's rights."""
+    url = settings.backfill().url
+    sql(url, SLOW)
+    sql(
+        url,
+        "DROP ROLE IF EXISTS zdm_some, zdm_owner; CREATE ROLE zdm_some; CREATE ROLE zdm_owner;"
+        "CREATE FUNCTION put() RETURNS void LANGUAGE sql SECURITY DEFINER AS $$ UPDATE public.user_settings SET theme = 'n' WHERE user_id = 1 $$;"
+        "ALTER FUNCTION put() OWNER TO zdm_owner; GRANT SELECT, UPDATE ON user_settings TO zdm_owner;"
+        + ("GRANT SELECT, UPDATE (theme) ON user_settings TO zdm_some" if "put" not in write else ""),
+    )
+    try:
+        with holding(url, "SELECT pg_advisory_xact_lock(7)"):
+            old = Background(
+                lambda: sql(url, "UPDATE users SET name = 'slow', profile = '{\"theme\": \"o\"}' WHERE id = 1")
+            )
+            eventually(lambda: waiting(url) == 1)
+            new = Background(lambda: sql(url, f"SET ROLE zdm_some; {write}"))
+            eventually(lambda: waiting(url) == 2)
+        old.result()
+        new.result()
+        assert sql(url, "SELECT theme FROM user_settings WHERE user_id = 1") == [("n",)]
+        assert settings.agree()
+    finally:
+        sql(url, "DROP OWNED BY zdm_some, zdm_owner; DROP ROLE zdm_some, zdm_owner")
+
+
 def test_a_delete_of_new_code_that_meets_old_code_is_ended_or_right(settings: Extraction) -> None:
     """The one order that no hook reaches: the server ends one of the two, and both shapes agree."""
     url = settings.backfill().url

@@ -235,10 +235,13 @@ def test_whoever_may_not_write_the_new_table_locks_no_row(settings: Extraction) 
         with psycopg.connect(url) as connection:
             connection.execute("SET ROLE zdm_nobody")
             connection.execute("SELECT zdm.first_settings(1)")
+            assert connection.execute("SELECT FROM zdm.source_settings FOR UPDATE").fetchall() == []
             sql(url, "SET lock_timeout = '1s'; UPDATE users SET name = 'free' WHERE id = 1")
             with pytest.raises(errors.InsufficientPrivilege):
                 connection.execute("SELECT zdm.note_settings('{1}', 'old', NULL)")
         sql(url, "GRANT INSERT, UPDATE, SELECT ON user_settings TO zdm_nobody")
+        with pytest.raises(errors.ObjectNotInPrerequisiteState, match="cannot update view"):
+            sql(url, "SET ROLE zdm_nobody; UPDATE zdm.source_settings SET zdm_1 = 9")
         sql(url, "SET ROLE zdm_nobody; UPDATE user_settings SET theme = 'by somebody' WHERE user_id = 1")
         assert both(url)[0] == profile("by somebody", False)
     finally:

@@ -23,13 +23,11 @@ END $zdm_note$;
 -- let nobody else use zdm."note_profiles"(text[], text, text) (none)
 REVOKE ALL ON FUNCTION zdm."note_profiles"(text[], text, text) FROM PUBLIC;
 -- create function zdm."first_profiles"(bigint) (none)
-CREATE OR REPLACE FUNCTION zdm."first_profiles"(bigint) RETURNS boolean LANGUAGE plpgsql SECURITY DEFINER
-  SET search_path = "$user", public, pg_temp AS $zdm_first$
+CREATE OR REPLACE FUNCTION zdm."first_profiles"(bigint) RETURNS boolean LANGUAGE plpgsql
+  SET search_path = pg_catalog, pg_temp AS $zdm_first$
 BEGIN
-  -- Whoever may not write the new table locks no row by calling this.
-  IF (pg_catalog.pg_trigger_depth() > 0 OR coalesce(current_setting('zdm.backfill', true), '') = '') AND coalesce(current_setting('zdm.syncing_7', true), '') <> pg_catalog.pg_trigger_depth()::text AND pg_catalog.pg_trigger_depth() < 16
-     AND pg_catalog.has_table_privilege(coalesce(nullif(current_setting('role'), 'none'), session_user), '"public"."user_addresses"', 'INSERT, UPDATE') THEN
-    PERFORM FROM ONLY "public"."users" WHERE "id" = $1 FOR NO KEY UPDATE;
+  IF (pg_catalog.pg_trigger_depth() > 0 OR coalesce(current_setting('zdm.backfill', true), '') = '') AND coalesce(current_setting('zdm.syncing_7', true), '') <> pg_catalog.pg_trigger_depth()::text AND pg_catalog.pg_trigger_depth() < 16 THEN
+    PERFORM FROM zdm."source_profiles" WHERE zdm_1 = $1 FOR NO KEY UPDATE;
   END IF;
   RETURN true;
 END $zdm_first$;
@@ -200,6 +198,10 @@ BEGIN
 END $zdm_mark$;
 -- let nobody else use zdm."mark_profiles"() (none)
 REVOKE ALL ON FUNCTION zdm."mark_profiles"() FROM PUBLIC;
+-- create view zdm."source_profiles" (ACCESS SHARE: reads and writes go on)
+CREATE VIEW zdm."source_profiles" AS SELECT zdm_source."id" AS zdm_1 FROM ONLY "public"."users" AS zdm_source CROSS JOIN (VALUES (1)) AS zdm_one WHERE pg_catalog.has_any_column_privilege(current_user, '"public"."user_addresses"'::regclass, 'INSERT, UPDATE');
+-- let everybody use zdm."source_profiles" (none)
+GRANT SELECT, UPDATE ON zdm."source_profiles" TO PUBLIC;
 -- lock source rows before rows of the new table (none on a table that anybody knows)
 ALTER TABLE "public"."user_addresses" ADD CONSTRAINT "zzz_zdm_profiles_first" CHECK (zdm."first_profiles"("user_id"));
 -- create trigger "zzz_zdm_profiles_fill" (none on a table that anybody knows)
@@ -481,6 +483,8 @@ DROP TRIGGER IF EXISTS "zzz_zdm_profiles_back_0" ON "public"."user_addresses";
 DROP TRIGGER IF EXISTS "zzz_zdm_profiles_fill" ON "public"."user_addresses";
 -- undo lock source rows before rows of the new table (ACCESS EXCLUSIVE, for milliseconds)
 ALTER TABLE IF EXISTS "public"."user_addresses" DROP CONSTRAINT IF EXISTS "zzz_zdm_profiles_first";
+-- drop view zdm."source_profiles" (ACCESS EXCLUSIVE, for milliseconds)
+DROP VIEW IF EXISTS zdm."source_profiles";
 -- drop function zdm."mark_profiles"() (ACCESS EXCLUSIVE, for milliseconds)
 DROP FUNCTION IF EXISTS zdm."mark_profiles"();
 -- drop function zdm."back_profiles"() (ACCESS EXCLUSIVE, for milliseconds)

@@ -13,8 +13,6 @@ from zdm_pipelines.model.values import Column
 
 _DEPTH = "pg_catalog.pg_trigger_depth()"
 _DEEPEST = 16  # triggers of the application that answer each write of the sync with another go round in circles
-# The role that writes: a function that runs with its owner's rights still sees what SET ROLE said.
-_WRITER = "coalesce(nullif(current_setting('role'), 'none'), session_user)"
 
 
 def _row(row: str, names: Sequence[str]) -> str:
@@ -154,18 +152,31 @@ BEGIN
 END $zdm_note$"""
 
     def first(self, arguments: str) -> str:
-        at = " AND ".join(f"{quote(c.name)} = ${i}" for i, c in enumerate(self.sql.catalog.key, 1))
+        """Locks the source row of a key, as far as `lockable` shows it to whoever writes."""
+        at = " AND ".join(f"zdm_{i} = ${i}" for i, _ in enumerate(self.sql.key, 1))
         return f"""\
-CREATE OR REPLACE FUNCTION {self.sql.named("first")}({arguments}) RETURNS boolean LANGUAGE plpgsql SECURITY DEFINER
-  SET search_path = {self.sql.catalog.search_path}, pg_temp AS $zdm_first$
+CREATE OR REPLACE FUNCTION {self.sql.named("first")}({arguments}) RETURNS boolean LANGUAGE plpgsql
+  SET search_path = pg_catalog, pg_temp AS $zdm_first$
 BEGIN
-  -- Whoever may not write the new table locks no row by calling this.
-  IF {self.unguarded}
-     AND pg_catalog.has_table_privilege({_WRITER}, {text(self.sql.table)}, 'INSERT, UPDATE') THEN
-    PERFORM FROM ONLY {self.sql.source} WHERE {at} FOR NO KEY UPDATE;
+  IF {self.unguarded} THEN
+    PERFORM FROM {self.sql.named("source")} WHERE {at} FOR NO KEY UPDATE;
   END IF;
   RETURN true;
 END $zdm_first$"""
+
+    def lockable(self) -> str:
+        """A view by which whoever may write the new table locks source rows; others see and lock none.
+
+        The rights that are asked for are those of the role that writes, be it a function's owner; a trigger or function
+        of ours with its owner's rights would not know that role. Two FROM items: a view of one could be updated.
+        """
+        sql = self.sql
+        key = ", ".join(f"zdm_source.{quote(c.name)} AS zdm_{i}" for i, c in enumerate(sql.catalog.key, 1))
+        may = f"pg_catalog.has_any_column_privilege(current_user, {text(sql.table)}::regclass, 'INSERT, UPDATE')"
+        return (
+            f"CREATE VIEW {sql.named('source')} AS SELECT {key} FROM ONLY {sql.source} AS zdm_source "
+            f"CROSS JOIN (VALUES (1)) AS zdm_one WHERE {may}"
+        )
 
     def fill(self) -> str:
         """Locks the source row, and fills in what an insert leaves out: from a row not copied yet, or by default."""

@@ -105,14 +105,28 @@ class ExtractSteps:
         return steps
 
     def _check(self) -> list[Step]:
+        view = self.sql.named("source")
         return [
+            Step(
+                name=f"create view {view}",
+                sql=self._sync.make.lockable(),
+                reason="whoever may write the new table locks source rows by it, and nobody else",
+                lock="ACCESS SHARE: reads and writes go on",
+                undo=f"DROP VIEW IF EXISTS {view}",
+            ),
+            Step(
+                name=f"let everybody use {view}",
+                sql=f"GRANT SELECT, UPDATE ON {view} TO PUBLIC",
+                reason="a lock needs the right to update, though nothing can be updated by it",
+                lock="none",
+            ),
             Step(
                 name="lock source rows before rows of the new table",
                 sql=self._sync.create_check(),
                 reason="both directions lock in one order, so that they do not deadlock",
                 lock=_UNKNOWN,
                 undo=f"ALTER TABLE IF EXISTS {self.sql.table} DROP CONSTRAINT IF EXISTS {quote(self._sync.check)}",
-            )
+            ),
         ]
 
     def _triggers(self) -> list[Step]:
