@@ -293,8 +293,6 @@ ALTER TABLE "public"."user_addresses" VALIDATE CONSTRAINT "zdm_not_null_street";
 ALTER TABLE "public"."user_addresses" ALTER COLUMN "street" SET NOT NULL;
 -- drop check "zdm_not_null_street" (ACCESS EXCLUSIVE, for milliseconds)
 ALTER TABLE "public"."user_addresses" DROP CONSTRAINT IF EXISTS "zdm_not_null_street";
--- gather statistics of "public"."user_addresses" (SHARE UPDATE EXCLUSIVE: reads and writes go on)
-ANALYZE "public"."user_addresses";
 == tombstone
 -- rename "addresses" to "zdm_tombstone_addresses" (ACCESS EXCLUSIVE, for milliseconds)
 ALTER TABLE "public"."users" RENAME COLUMN "addresses" TO "zdm_tombstone_addresses";

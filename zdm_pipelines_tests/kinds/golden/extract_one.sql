@@ -281,8 +281,6 @@ ALTER TABLE "public"."user_settings" VALIDATE CONSTRAINT "zdm_not_null_notificat
 ALTER TABLE "public"."user_settings" ALTER COLUMN "notifications_enabled" SET NOT NULL;
 -- drop check "zdm_not_null_notifications_enabled" (ACCESS EXCLUSIVE, for milliseconds)
 ALTER TABLE "public"."user_settings" DROP CONSTRAINT IF EXISTS "zdm_not_null_notifications_enabled";
--- gather statistics of "public"."user_settings" (SHARE UPDATE EXCLUSIVE: reads and writes go on)
-ANALYZE "public"."user_settings";
 == tombstone
 -- rename "profile" to "zdm_tombstone_profile" (ACCESS EXCLUSIVE, for milliseconds)
 ALTER TABLE "public"."users" RENAME COLUMN "profile" TO "zdm_tombstone_profile";

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 
 from zdm_pipelines.dialects.postgres import builds
 from zdm_pipelines.dialects.postgres import catalog as catalogs
-from zdm_pipelines.dialects.postgres.builds import HARMLESS, SHORT, text
+from zdm_pipelines.dialects.postgres.builds import SHORT
 from zdm_pipelines.dialects.postgres.connection import Connection
 from zdm_pipelines.dialects.postgres.expressions import expression
 from zdm_pipelines.dialects.postgres.kinds.extract_table.sql import ExtractSql
@@ -186,16 +186,6 @@ class ExtractSteps:
         for name, column in new.columns.items():
             if not column.nullable and name not in {c.name for c in self.sql.target.key}:
                 steps += builds.not_null(table, name)
-        steps.append(
-            Step(
-                name=f"gather statistics of {self.sql.table}",
-                sql=f"ANALYZE {self.sql.table}",
-                reason="so that the first query on the new table is planned as well as later ones",
-                lock=HARMLESS,
-                done_when=f"SELECT reltuples >= 0 FROM pg_class WHERE oid = {text(self.sql.table)}::regclass",
-                in_transaction=False,
-            )
-        )
         return steps
 
     @property
