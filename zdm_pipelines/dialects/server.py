@@ -207,19 +207,6 @@ class SyncNotes(Protocol):
         ...
 
 
-class Pairs(Protocol):
-    """The statements that compare two tables."""
-
-    def prepare(self, *, along: bool, processes: int) -> None:
-        """Settings of a session that compares.
-
-        Args:
-            along: both tables are read in the order of their key.
-            processes: of the server, that work on one range.
-        """
-        ...
-
-
 class Session(Protocol):
     """One connection in autocommit."""
 
@@ -236,11 +223,6 @@ class Session(Protocol):
     @property
     def sync(self) -> SyncNotes:
         """What the sync notes."""
-        ...
-
-    @property
-    def pairs(self) -> Pairs:
-        """The statements that compare two tables."""
         ...
 
     def named(self, name: str, *values: Any) -> list[Row]:

@@ -194,6 +194,7 @@ class _Contract:
             found += [f"rows of {len(left)} ranges are not taken away yet"] if left else []
         if found or entry is None or change is None:  # without an entry there is a reason
             raise GateRefused(self.context.name, found)
+        session.rows.prepare(entry.catalog)
         if Need.TOMBSTONE in self.context.lifecycle.needs and entry.state != State.TOMBSTONED:
             return self._tombstone(session, entry, change)
         onward = self.context.lifecycle.transitions(entry.state)
@@ -216,6 +217,7 @@ class _Contract:
                 known,
                 parallel=self.context.migration.backfill.max_parallel,
                 tell=self.compared,
+                prepare=lambda session: session.rows.prepare(entry.catalog),
             )
         except MappingFailed:
             proofs.forget(session, entry.id)

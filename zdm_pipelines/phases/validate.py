@@ -88,6 +88,7 @@ def run(context: Context, *, full: bool = False, compared: Callable[[int], None]
         entry = ledger.require(
             session, context.migration, context.lifecycle.allowed(Phase.VALIDATE), to_do="be validated"
         )
+        session.rows.prepare(entry.catalog)
         job = _Validation(context, session, entry, bound(context, entry), compared)
         checks = job.examine(full=full)
         entry = _settle(context, session, job.entry, checks)
@@ -158,6 +159,7 @@ class _Validation:
             parallel=context.migration.backfill.max_parallel,
             tell=self.compared,
             each=lambda which, counts: proofs.remember(self.session, self.entry.id, standing, which, counts),
+            prepare=lambda session: session.rows.prepare(self.entry.catalog),
         )
         earlier = sum(p.rows for p in standing.proven.values())
         through_down = verdict.through_down + sum(p.through_down for p in standing.proven.values())

@@ -14,7 +14,6 @@ from zdm_pipelines_tests.benchmarks import (
     latency,
     options,
     overhead,
-    parity,
     reaction,
     report,
     sharing,
@@ -31,7 +30,6 @@ CASES: Mapping[str, Case] = {
     "backfill": backfill.run,
     "foreground": latency.run,
     "dagster": overhead.run,
-    "parity": parity.run,
 }
 
 console = Console()

@@ -197,33 +197,47 @@ def test_a_row_under_change_is_passed_over(settings: Extraction) -> None:
     assert settings.agree()
 
 
-def test_an_array_written_between_the_snapshot_and_the_lock(lists: Extraction) -> None:
-    """The batch's snapshot shows a row without a copy; by its lock new code has written a set with gaps."""
-    url = lists.url
-    work = lists.change.rows
+@pytest.mark.parametrize("repair", [False, True])
+@pytest.mark.parametrize(
+    ("fixture", "statements", "expected"),
+    [
+        # New code leaves what the old column does not say by itself: both shapes agree through down only.
+        ("settings", ["INSERT INTO user_settings (user_id) VALUES (3) ON CONFLICT (user_id) DO NOTHING", "UPDATE user_settings SET theme = 'mine', notifications_enabled = NULL WHERE user_id = 3"], [("mine", None)]),
+        ("settings", ["UPDATE users SET profile = NULL WHERE id = 3", "INSERT INTO user_settings VALUES (3, 'again', false)"], [("again", False)]),
+        # A set with a gap.
+        ("lists", ["INSERT INTO user_addresses VALUES (3, 9, 'mine')", "DELETE FROM user_addresses WHERE user_id = 3 AND nr = 1"], [(2,), (3,), (9,)]),
+    ],
+)  # fmt: skip
+def test_what_new_code_wrote_between_the_snapshot_and_the_lock_wins(
+    request: pytest.FixtureRequest, fixture: str, statements: list[str], expected: list[Any], repair: bool
+) -> None:
+    """The batch's snapshot shows a row that waits; by its lock new code has written it."""
+    found: Extraction = request.getfixturevalue(fixture)
+    url, work = found.url, found.change.rows
     assert work is not None
-    sql(
-        url,
-        "CREATE FUNCTION held() RETURNS boolean LANGUAGE plpgsql AS 'BEGIN PERFORM pg_advisory_xact_lock(7); RETURN true; END'",
-    )
-    (statement,) = work.batch(("3",), ("4",), pick=ALL)
-    late = statement.sql.replace("  FOR SHARE", "  AND (SELECT held())\n  FOR SHARE")
-    assert late != statement.sql
+    held = "CREATE FUNCTION held() RETURNS boolean LANGUAGE plpgsql AS 'BEGIN PERFORM pg_advisory_xact_lock(7); RETURN true; END'"
+    sql(url, held)
+    if repair:
+        wrong = "(3, 1, 'x'), (3, 2, 'x'), (3, 3, 'x')" if fixture == "lists" else "(3, 'x', true)"
+        sql(url, f"SET zdm.backfill = 'on'; INSERT INTO {found.table} VALUES {wrong}")
 
     def batch() -> None:
-        with lists.server.connect(purpose="test") as session, session.transaction():
+        with found.server.connect(purpose="test") as session, session.transaction():
             session.run(Statement("SELECT set_config('zdm.backfill', 'on', true)"))
-            session.run(Statement(late, statement.values))
+            for statement in work.batch(("3",), ("4",), pick=ALL, repair=repair):
+                late = statement.sql.replace(" FOR SHARE", " AND (SELECT held()) FOR SHARE")
+                session.run(Statement(late, statement.values))
 
     with holding(url, "SELECT pg_advisory_xact_lock(7)"):
         moving = Background(batch)
         eventually(lambda: waiting(url))
-        sql(url, "INSERT INTO user_addresses VALUES (3, 9, 'mine')")
-        sql(url, "DELETE FROM user_addresses WHERE user_id = 3 AND nr = 1")
+        for statement in statements:
+            sql(url, statement)
     moving.result()
-    assert sql(url, "SELECT nr FROM user_addresses WHERE user_id = 3 ORDER BY 1") == [(2,), (3,), (9,)]
-    lists.backfill()
-    assert lists.agree()
+    columns = "nr" if fixture == "lists" else "theme, notifications_enabled"
+    assert sql(url, f"SELECT {columns} FROM {found.table} WHERE user_id = 3 ORDER BY 1") == expected
+    found.backfill()
+    assert found.agree()
 
 
 def test_repair_takes_the_old_columns_and_leaves_what_agrees_through_down(settings: Extraction) -> None:
@@ -315,6 +329,67 @@ def test_keys_are_recorded_whoever_writes(settings: Extraction) -> None:
     settings.tombstone()
     sql(url, "UPDATE user_settings SET theme = 'z' WHERE user_id = 2")
     assert taken() == (0, 0)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("id uuid", "md5(n::text)::uuid"),
+        ("tenant int, id text", "n % 7, 'doc ' || n || '''\"%\\'"),
+        ("at timestamptz, device uuid", "timestamptz '2026-01-01' + n % 9 * interval '1 s', md5(n::text)::uuid"),
+        ('"Na""me%" numeric', "n / 7.0"),
+        ("id character(12)", "'c' || n"),
+        ("id int GENERATED ALWAYS AS IDENTITY", "n"),
+    ],
+)
+def test_any_key(database: str, key: str, value: str) -> None:
+    columns = [part.split(" ")[0] for part in key.split(", ")]
+    names = ", ".join(columns)
+    sql(database, f"CREATE TABLE users (profile jsonb, {key}, PRIMARY KEY ({names}))")
+    given = "jsonb_build_object('theme', 't' || n, 'notifications', true)"
+    sql(database, f"INSERT INTO users (profile, {names}) OVERRIDING SYSTEM VALUE SELECT {given}, {value} FROM generate_series(1, 50) n")  # fmt: skip
+    held = {f"of_{i}": name.strip('"').replace('""', '"') for i, name in enumerate(columns)}
+    found = Extraction(database, SETTINGS | {"new": SETTINGS["new"] | {"key": held}}).expand().backfill()
+    assert found.counts() == (50, 0, 0, 0, 0, 0)
+    sql(database, "UPDATE users SET profile = profile || '{\"theme\": \"newer\"}' WHERE profile->>'theme' LIKE 't1%'")
+    sql(database, "DELETE FROM users WHERE profile->>'theme' LIKE 't2%'")
+    sql(database, "UPDATE user_settings SET theme = 'new' WHERE theme LIKE 't3%'")
+    assert found.counts() == (39, 0, 0, 0, 0, 0)
+    sql(database, "SET zdm.backfill = 'on'; UPDATE user_settings SET theme = 'wrong' WHERE theme LIKE 't4%'")
+    assert found.counts()[3] == 11
+    assert found.backfill(repair=True).agree()
+
+
+def test_many_rows_exchange_their_keys(settings: Extraction) -> None:
+    url = settings.url
+    sql(url, "ALTER TABLE users DROP CONSTRAINT users_pkey, ADD PRIMARY KEY (id) DEFERRABLE")
+    settings.backfill()
+    sql(url, "UPDATE users SET id = id + 1; UPDATE users SET id = 203 - id")
+    assert settings.agree()
+
+
+def test_a_row_that_is_extra_no_more_is_not_removed(settings: Extraction) -> None:
+    """Its source row is inserted between the statement's snapshot and its lock."""
+    url, work = settings.backfill().url, settings.change.rows
+    assert work is not None
+    sql(url, "SET zdm.backfill = 'on'; INSERT INTO user_settings VALUES (2001, 'x'), (2002, 'x')")
+    first, *others = work.batch(None, None, pick=ALL, repair=True)
+    late = first.sql.replace(" FOR UPDATE", " AND (SELECT pg_advisory_xact_lock(7)) IS NOT NULL FOR UPDATE")
+    assert late != first.sql
+
+    def batch() -> None:
+        with settings.server.connect(purpose="test") as session, session.transaction():
+            session.run(Statement("SELECT set_config('zdm.backfill', 'on', true)"))
+            for statement in (first._replace(sql=late), *others):
+                session.run(statement)
+
+    with holding(url, "SELECT pg_advisory_xact_lock(7)"):
+        removing = Background(batch)
+        eventually(lambda: waiting(url))
+        sql(url, 'INSERT INTO users (id, profile) VALUES (2001, \'{"theme": "late"}\')')
+    removing.result()
+    assert sql(url, "SELECT user_id, theme FROM user_settings WHERE user_id > 2000") == [(2001, "late")]
+    assert settings.agree()
 
 
 # -- everything at once ---------------------------------------------------------------------------------------
@@ -466,6 +541,34 @@ def test_new_code_that_meets_old_code_waits(settings: Extraction, statement: str
     assert sql(url, "SELECT theme FROM user_settings WHERE user_id = 1") == ([] if "DELETE" in statement else [("n",)])
 
 
+@pytest.mark.parametrize("write", ["UPDATE user_settings SET theme = 'n' WHERE user_id = 1", "SELECT put()"])
+def test_new_code_with_few_rights_waits_too(settings: Extraction, write: str) -> None:
+    """It may update one column, or calls a function that may with its owner's rights."""
+    url = settings.backfill().url
+    sql(url, SLOW)
+    sql(
+        url,
+        "DROP ROLE IF EXISTS zdm_some, zdm_owner; CREATE ROLE zdm_some; CREATE ROLE zdm_owner;"
+        "CREATE FUNCTION put() RETURNS void LANGUAGE sql SECURITY DEFINER AS $$ UPDATE public.user_settings SET theme = 'n' WHERE user_id = 1 $$;"
+        "ALTER FUNCTION put() OWNER TO zdm_owner; GRANT SELECT, UPDATE ON user_settings TO zdm_owner;"
+        + ("GRANT SELECT, UPDATE (theme) ON user_settings TO zdm_some" if "put" not in write else ""),
+    )
+    try:
+        with holding(url, "SELECT pg_advisory_xact_lock(7)"):
+            old = Background(
+                lambda: sql(url, "UPDATE users SET name = 'slow', profile = '{\"theme\": \"o\"}' WHERE id = 1")
+            )
+            eventually(lambda: waiting(url) == 1)
+            new = Background(lambda: sql(url, f"SET ROLE zdm_some; {write}"))
+            eventually(lambda: waiting(url) == 2)
+        old.result()
+        new.result()
+        assert sql(url, "SELECT theme FROM user_settings WHERE user_id = 1") == [("n",)]
+        assert settings.agree()
+    finally:
+        sql(url, "DROP OWNED BY zdm_some, zdm_owner; DROP ROLE zdm_some, zdm_owner")
+
+
 def test_a_delete_of_new_code_that_meets_old_code_is_ended_or_right(settings: Extraction) -> None:
     """The one order that no hook reaches: the server ends one of the two, and both shapes agree."""
     url = settings.backfill().url
@@ -496,3 +599,15 @@ def test_new_code_waits_for_nobody_elses_row(settings: Extraction) -> None:
     with holding(url, "SELECT FROM users WHERE id = 1 FOR KEY SHARE"):  # somebody's foreign key
         sql(url, "SET lock_timeout = '1s'; UPDATE user_settings SET theme = 'x' WHERE user_id = 1")
     assert settings.agree()
+
+
+@pytest.mark.parametrize("fixture", ["settings", "lists"])
+@pytest.mark.parametrize("statement", ["TRUNCATE users, {new}", "TRUNCATE {new}, users", "TRUNCATE users CASCADE"])
+def test_both_tables_are_emptied(request: pytest.FixtureRequest, fixture: str, statement: str) -> None:
+    found: Extraction = request.getfixturevalue(fixture).backfill()
+    if "CASCADE" in statement:
+        found.one_by_one(found.change.enforce)
+    sql(found.url, statement.format(new=found.table))
+    assert one(found.url, f"SELECT (SELECT count(*) FROM users) + (SELECT count(*) FROM {found.table})") == 0
+    sql(found.url, "INSERT INTO users (id) VALUES (1)")
+    assert found.counts() == (1, 0, 0, 0, 0, 0)

@@ -235,10 +235,13 @@ def test_whoever_may_not_write_the_new_table_locks_no_row(settings: Extraction) 
         with psycopg.connect(url) as connection:
             connection.execute("SET ROLE zdm_nobody")
             connection.execute("SELECT zdm.first_settings(1)")
+            assert connection.execute("SELECT FROM zdm.source_settings FOR UPDATE").fetchall() == []
             sql(url, "SET lock_timeout = '1s'; UPDATE users SET name = 'free' WHERE id = 1")
             with pytest.raises(errors.InsufficientPrivilege):
                 connection.execute("SELECT zdm.note_settings('{1}', 'old', NULL)")
         sql(url, "GRANT INSERT, UPDATE, SELECT ON user_settings TO zdm_nobody")
+        with pytest.raises(errors.ObjectNotInPrerequisiteState, match="cannot update view"):
+            sql(url, "SET ROLE zdm_nobody; UPDATE zdm.source_settings SET zdm_1 = 9")
         sql(url, "SET ROLE zdm_nobody; UPDATE user_settings SET theme = 'by somebody' WHERE user_id = 1")
         assert both(url)[0] == profile("by somebody", False)
     finally:
@@ -520,3 +523,62 @@ def test_a_snapshot_from_before_the_array_was_copied(
         app.execute(statement)
         app.commit()
     assert labelled.agree()
+
+
+# -- triggers of the application that write while the sync writes -----------------------------------------------
+
+ANSWER = """
+CREATE FUNCTION other() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN {statement}; RETURN NULL; END $$;
+CREATE TRIGGER other AFTER INSERT OR UPDATE ON {table} FOR EACH ROW WHEN ({when}) EXECUTE FUNCTION other()"""
+OLD_2 = 'UPDATE users SET profile = profile || \'{"theme": "by a trigger"}\' WHERE id = 2'
+NEW_2 = "UPDATE user_settings SET theme = 'by a trigger' WHERE user_id = 2"
+
+
+@pytest.mark.parametrize(
+    ("table", "when", "statement"),
+    [
+        ("user_settings", "NEW.user_id = 1", OLD_2),
+        ("user_settings", "NEW.user_id = 1", NEW_2),
+        ("users", "NEW.id = 1", OLD_2),
+        ("users", "NEW.id = 1", NEW_2),
+    ],
+)
+@pytest.mark.parametrize(
+    "write",
+    [
+        'UPDATE users SET profile = \'{"theme": "old"}\' WHERE id = 1',
+        "UPDATE user_settings SET theme = 'new' WHERE user_id = 1",
+    ],
+)
+def test_a_trigger_writes_another_row(settings: Extraction, table: str, when: str, statement: str, write: str) -> None:
+    url = settings.backfill().url
+    sql(url, ANSWER.format(table=table, when=when, statement=statement))
+    sql(url, write)
+    assert both(url, 2) == (profile("by a trigger", True), ("by a trigger", True))
+    assert settings.agree()
+
+
+@pytest.mark.parametrize("statement", [OLD_2, NEW_2])
+def test_a_trigger_writes_another_row_during_a_batch(settings: Extraction, statement: str) -> None:
+    url = settings.backfill().url
+    sql(url, ANSWER.format(table="user_settings", when="NEW.user_id = 1", statement=statement))
+    sql(url, "SET zdm.backfill = 'on'; DELETE FROM user_settings WHERE user_id = 1")
+    settings.backfill()
+    assert both(url, 2) == (profile("by a trigger", True), ("by a trigger", True))
+    assert settings.agree()
+
+
+def test_a_trigger_writes_the_same_row_in_the_other_shape(settings: Extraction) -> None:
+    """The shape that was written last counts, and whoever answers each write with another comes to an end."""
+    url = settings.backfill().url
+    shout = (
+        "UPDATE users SET profile = jsonb_set(profile, '{theme}', to_jsonb(upper(NEW.theme))) WHERE id = NEW.user_id"
+    )
+    sql(url, ANSWER.format(table="user_settings", when="true", statement=shout))
+    sql(url, 'UPDATE users SET profile = \'{"theme": "old"}\' WHERE id = 1')
+    assert both(url) == ({"theme": "OLD"}, ("OLD", True))
+    sql(url, "DROP FUNCTION other CASCADE")
+    more = "UPDATE users SET profile = jsonb_set(profile, '{theme}', to_jsonb(NEW.theme || '!')) WHERE id = NEW.user_id"
+    sql(url, ANSWER.format(table="user_settings", when="true", statement=more))
+    sql(url, 'UPDATE users SET profile = \'{"theme": "old"}\' WHERE id = 1')
+    assert both(url)[1][0].startswith("old!")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from datetime import date
+
 import pytest
 
 from zdm_pipelines.model.errors import GateRefused
@@ -135,3 +137,43 @@ def test_a_killed_worker_is_finished_by_running_it_again(url: str, phase: str) -
     walk(M, url, State.CONTRACTED)
     assert state(M, url) == State.CONTRACTED
     assert one(url, "SELECT count(*) FROM user_settings") == 3000
+
+
+def test_expressions_mean_the_same_in_every_session(url: str) -> None:
+    """Both functions say that they are immutable, and are not."""
+    sql(
+        url,
+        "CREATE SCHEMA other; ALTER TABLE users ADD at timestamptz DEFAULT '2025-01-01 23:00+00';"
+        "CREATE FUNCTION public.day_of(text) RETURNS date IMMUTABLE LANGUAGE sql AS 'SELECT $1::timestamptz::date';"
+        "CREATE FUNCTION public.loud(text) RETURNS text IMMUTABLE LANGUAGE sql AS 'SELECT upper($1)';"
+        "CREATE FUNCTION other.loud(text) RETURNS text IMMUTABLE LANGUAGE sql AS $$ SELECT 'other' $$;"
+        "UPDATE users SET profile = jsonb_build_object('theme', 'T' || id, 'at', '2025-01-01 23:00+00')",
+    )
+    columns = {
+        "theme": {"type": "text", "up": "loud(profile->>'theme')", "default": "loud('none')"},
+        "day": {"type": "date", "up": "day_of(profile->>'at')"},
+    }
+    new = {
+        "table": "public.user_settings", "key": {"user_id": "id"}, "columns": columns,
+        "indexes": [{"name": "by_loud", "definition": "(loud(theme))"}],
+    }  # fmt: skip
+    down = "jsonb_build_object('theme', loud(theme), 'at', day || ' 23:00+00')"
+    change = M.model_dump(mode="json")["change"] | {"new": new, "down": down}
+    m = Migration.model_validate(M.model_dump(mode="json", exclude_unset=True) | {"change": change})
+    expanded(m, url)
+    name = url.rsplit("/", 1)[-1]
+    sql(url, f"ALTER DATABASE {name} SET search_path = other, public; ALTER DATABASE {name} SET timezone = 'Japan'")
+    backfilled(m, url)
+    sql(url, 'UPDATE users SET profile = profile || \'{"theme": "x"}\' WHERE id = 1')
+    sql(url, "UPDATE user_settings SET theme = 'y' WHERE user_id = 2")
+    validated(m, url)
+    walk(m, url, State.TOMBSTONED)
+    sql(url, "INSERT INTO users (id) VALUES (9999); INSERT INTO user_settings (user_id) VALUES (9999)")
+    walk(m, url, State.CONTRACTED)
+    assert sql(url, "SELECT DISTINCT day FROM user_settings WHERE user_id <> 9999") == [(date(2025, 1, 1),)]
+    assert sql(url, "SELECT theme FROM user_settings WHERE user_id IN (1, 2, 3, 9999) ORDER BY user_id") == [
+        ("X",), ("y",), ("T3",), ("NONE",)
+    ]  # fmt: skip
+    sql(url, "INSERT INTO users (id) VALUES (9998); INSERT INTO user_settings (user_id) VALUES (9998)")
+    assert one(url, "SELECT theme FROM user_settings WHERE user_id = 9998") == "NONE"
+    assert "public.loud" in one(url, "SELECT pg_get_indexdef('public.by_loud'::regclass)")

@@ -95,6 +95,19 @@ def dependents(conn: Connection, oid: int, column: int) -> list[str]:
     return [name for (name,) in conn.named("catalog.dependents", oid, column)]
 
 
+def hidden_rows(conn: Connection, table: TableName, oid: int) -> list[Problem]:
+    """What keeps us from seeing every row of a table: rows that we do not see would be neither moved nor compared."""
+    if not conn.value("catalog.hides_rows", oid):
+        return []
+    way_out = "connect as a role with BYPASSRLS, or as the owner without FORCE ROW LEVEL SECURITY"
+    return [Problem(f"table {table}", "has row-level security that may hide rows from our role", way_out)]
+
+
+def referenced(conn: Connection, oid: int, column: Column) -> list[tuple[str, str]]:
+    """Foreign keys that refer to a column, each with the table that has it."""
+    return [(name, other) for name, other in conn.named("catalog.referenced", oid, column.number)]
+
+
 def row_triggers(conn: Connection, oid: int) -> list[tuple[str, bool, bool]]:
     """The application's row triggers: name, fires before, fires on update."""
     return [(n, b, u) for n, b, u in conn.named("catalog.row_triggers", oid)]

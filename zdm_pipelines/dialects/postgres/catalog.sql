@@ -59,6 +59,16 @@ SELECT tgname, (tgtype & 2) <> 0 AS before, (tgtype & 16) <> 0 AS on_update FROM
 WHERE tgrelid = $1 AND NOT tgisinternal AND (tgtype & 1) <> 0 AND tgenabled <> 'D'
   AND tgname NOT LIKE 'zzz\_zdm\_%' ORDER BY tgname;
 
+-- hides_rows: Whether a table has policies that hide rows from us.
+SELECT row_security_active($1::oid);
+
+-- has_rules: Whether a table has rules.
+SELECT relhasrules FROM pg_class WHERE oid = $1;
+
+-- referenced: Foreign keys that refer to a column ($2) of a table, each with the table that has it.
+SELECT conname, conrelid::regclass::text FROM pg_constraint
+WHERE confrelid = $1 AND contype = 'f' AND $2::smallint = ANY (confkey);
+
 -- column_number: The number of a column as it is called now.
 SELECT attnum FROM pg_attribute WHERE attrelid = $1 AND attname = $2 AND NOT attisdropped;
 

@@ -149,11 +149,7 @@ class Search:
 
 def unseen(conn: Connection, table: TableName, oid: int) -> list[Problem]:
     """What keeps us from seeing every row of a table, or a delete from doing what it says."""
-    hides, rules = conn.named("children.hides", oid)[0]
-    problems = []
-    if hides:
-        way_out = "connect as a role with BYPASSRLS, or as the owner without FORCE ROW LEVEL SECURITY"
-        problems.append(Problem(f"table {table}", "has row-level security that may hide rows from our role", way_out))
-    if rules:
+    problems = catalogs.hidden_rows(conn, table, oid)
+    if conn.value("catalog.has_rules", oid):
         problems.append(Problem(f"table {table}", "has rules, which may rewrite a delete", "drop them first"))
     return problems

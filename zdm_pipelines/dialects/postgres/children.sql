@@ -14,9 +14,6 @@ SELECT tgname, (tgtype & 2) <> 0, (tgtype & 8) <> 0, (tgtype & 4) <> 0 FROM pg_t
 WHERE tgrelid = $1 AND NOT tgisinternal AND (tgtype & 1) <> 0 AND (tgtype & 12) <> 0 AND tgenabled <> 'D'
   AND tgname NOT LIKE 'zzz\_zdm\_%' ORDER BY tgname;
 
--- hides: Whether a table has policies that hide rows from us, whether it has rules.
-SELECT row_security_active(oid), relhasrules FROM pg_class WHERE oid = $1;
-
 -- archive_place: Whether a schema is there, whether we may create tables in it, and whether a name in it is taken.
 SELECT to_regnamespace(quote_ident($1)) IS NOT NULL,
        coalesce(has_schema_privilege(to_regnamespace(quote_ident($1))::oid, 'CREATE'), false),

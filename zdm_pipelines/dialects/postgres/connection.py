@@ -17,7 +17,6 @@ from psycopg.conninfo import conninfo_to_dict
 from psycopg.rows import TupleRow
 
 from zdm_pipelines.dialects.postgres.locks import PostgresLocks
-from zdm_pipelines.dialects.postgres.pair import PostgresPairs
 from zdm_pipelines.dialects.postgres.rows import PostgresRows
 from zdm_pipelines.dialects.postgres.statements import named_statements
 from zdm_pipelines.dialects.postgres.sync import PostgresSyncNotes
@@ -87,11 +86,6 @@ class Connection(psycopg.Connection[TupleRow]):
     def sync(self) -> PostgresSyncNotes:
         """What the sync notes."""
         return PostgresSyncNotes(self)
-
-    @property
-    def pairs(self) -> PostgresPairs:
-        """The statements that compare two tables."""
-        return PostgresPairs(self)
 
 
 MINIMUM_VERSION = 140000

@@ -1,8 +1,8 @@
 """Held rows: rows that one statement of a transaction locks, and that its later statements name exactly.
 
-Their places (ctid) stand in a setting of the transaction. A row that we have locked FOR UPDATE keeps its place and its
-values until we end, whoever else wants it, so every later statement means the same rows. Locking gives the place of the
-version that was locked, though it be newer than the snapshot of the statement that locked it.
+Their places (ctid) stand in a setting of the transaction. A row that we have locked FOR UPDATE, or FOR SHARE, keeps its
+place and its values until we end, whoever else wants it, so every later statement means the same rows. Locking gives
+the place of the version that was locked, though it be newer than the snapshot of the statement that locked it.
 """
 
 from __future__ import annotations
@@ -16,11 +16,13 @@ class Held:
 
     number: int  # of the table within the transaction
     source: str  # the table as FROM has it, quoted
+    called: str = ""  # what expressions call it, quoted; default: a name of ours
+    strength: str = "UPDATE"  # of the lock
 
     @property
     def alias(self) -> str:
         """What the table is called in the statements."""
-        return f"zdm_{self.number}"
+        return self.called or f"zdm_{self.number}"
 
     @property
     def table(self) -> str:
@@ -53,7 +55,7 @@ class Held:
             wait: for rows that somebody else has locked; else they are passed over.
         """
         limited = "" if limit is None else f" LIMIT {limit}"
-        locking = f"FOR UPDATE OF {self.alias}{'' if wait else ' SKIP LOCKED'}"
+        locking = f"FOR {self.strength} OF {self.alias}{'' if wait else ' SKIP LOCKED'}"
         return self._hold(f"(SELECT {self.alias}.ctid FROM {rows}{limited} {locking}) AS {self.alias}")
 
     def keep(self, rows: str) -> str:

@@ -72,6 +72,7 @@ def compare(
     parallel: int,
     tell: Callable[[int], None] = lambda _: None,
     each: Callable[[KeyRange, Counts], None] = lambda _, __: None,
+    prepare: Callable[[Session], object] = lambda _: None,
 ) -> Parity:
     """Compare ranges, each in a snapshot of its own, so that no snapshot stays open for long.
 
@@ -79,6 +80,7 @@ def compare(
         parallel: how many ranges at once; never more than four.
         tell: called in this thread with the number of rows after each range.
         each: called in this thread after each range, in no certain order.
+        prepare: called for each connection.
 
     Raises:
         MappingFailed: `up` or `down` raises for some row.
@@ -95,7 +97,7 @@ def compare(
                 keys.put(category, place, conn.run(statement))
         return counts
 
-    with readers(server, name, ranges, read, sessions=min(parallel, MOST)) as reading:
+    with readers(server, name, ranges, read, sessions=min(parallel, MOST), prepare=prepare) as reading:
         for (_, which), counts in reading.outcomes():
             found[which.ordinal] = counts
             each(which, counts)

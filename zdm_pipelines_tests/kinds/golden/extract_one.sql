@@ -24,19 +24,17 @@ END $zdm_note$;
 -- let nobody else use zdm."note_profiles"(text[], text, text) (none)
 REVOKE ALL ON FUNCTION zdm."note_profiles"(text[], text, text) FROM PUBLIC;
 -- create function zdm."first_profiles"(bigint) (none)
-CREATE OR REPLACE FUNCTION zdm."first_profiles"(bigint) RETURNS boolean LANGUAGE plpgsql SECURITY DEFINER
-  SET search_path = "$user", public, pg_temp AS $zdm_first$
+CREATE OR REPLACE FUNCTION zdm."first_profiles"(bigint) RETURNS boolean LANGUAGE plpgsql
+  SET search_path = pg_catalog, pg_temp AS $zdm_first$
 BEGIN
-  -- Whoever may not write the new table locks no row by calling this.
-  IF coalesce(current_setting('zdm.backfill', true), '') = '' AND coalesce(current_setting('zdm.syncing_7', true), '') = ''
-     AND pg_catalog.has_table_privilege(coalesce(nullif(current_setting('role'), 'none'), session_user), '"public"."user_settings"', 'INSERT, UPDATE') THEN
-    PERFORM FROM ONLY "public"."users" WHERE "id" = $1 FOR NO KEY UPDATE;
+  IF (pg_catalog.pg_trigger_depth() > 0 OR coalesce(current_setting('zdm.backfill', true), '') = '') AND coalesce(current_setting('zdm.syncing_7', true), '') <> pg_catalog.pg_trigger_depth()::text AND pg_catalog.pg_trigger_depth() < 16 THEN
+    PERFORM FROM zdm."source_profiles" WHERE zdm_1 = $1 FOR NO KEY UPDATE;
   END IF;
   RETURN true;
 END $zdm_first$;
 -- create function zdm."fill_profiles"() (none)
 CREATE OR REPLACE FUNCTION zdm."fill_profiles"() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER
-  SET search_path = "$user", public, pg_temp SET datestyle FROM CURRENT SET intervalstyle FROM CURRENT SET extra_float_digits FROM CURRENT AS $zdm_fill$
+  SET search_path = "$user", public, pg_temp SET timezone FROM CURRENT SET datestyle FROM CURRENT SET intervalstyle FROM CURRENT SET extra_float_digits FROM CURRENT AS $zdm_sync$
 #variable_conflict use_column
 DECLARE
   zdm_at record;
@@ -57,39 +55,43 @@ BEGIN
   END LOOP;
   NEW."notifications_enabled" := coalesce(NEW."notifications_enabled", (true));
   RETURN NEW;
-END $zdm_fill$;
+END $zdm_sync$;
 -- let nobody else use zdm."fill_profiles"() (none)
 REVOKE ALL ON FUNCTION zdm."fill_profiles"() FROM PUBLIC;
--- create function zdm."copy_profiles_users"() (none)
-CREATE OR REPLACE FUNCTION zdm."copy_profiles_users"() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER
-  SET search_path = "$user", public, pg_temp SET datestyle FROM CURRENT SET intervalstyle FROM CURRENT SET extra_float_digits FROM CURRENT AS $zdm_sync$
+-- create function zdm."copy_profiles"() (none)
+CREATE OR REPLACE FUNCTION zdm."copy_profiles"() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER
+  SET search_path = "$user", public, pg_temp SET timezone FROM CURRENT SET datestyle FROM CURRENT SET intervalstyle FROM CURRENT SET extra_float_digits FROM CURRENT AS $zdm_sync$
 #variable_conflict use_column
 DECLARE
   zdm_at record;
+  zdm_outer CONSTANT text := coalesce(current_setting('zdm.syncing_7', true), '');
   zdm_kept boolean;
   zdm_failed text;
 BEGIN
-  PERFORM set_config('zdm.syncing_7', 'on', true);
+  PERFORM set_config('zdm.syncing_7', pg_catalog.pg_trigger_depth()::text, true);
   IF TG_OP = 'TRUNCATE' THEN
-    TRUNCATE ONLY "public"."user_settings";
+    -- One statement may have emptied both tables, and still uses them.
+    IF pg_catalog.pg_relation_size('"public"."user_settings"') > 0 THEN
+      TRUNCATE ONLY "public"."user_settings";
+    END IF;
   ELSE
     IF TG_OP <> 'INSERT' AND current_setting('transaction_isolation') NOT LIKE 'read %' THEN
       -- A row copied since the transaction began is not seen, but its key is met: a serialization failure.
       BEGIN
-        INSERT INTO "public"."user_settings" AS zdm_target ("user_id", "theme", "notifications_enabled") OVERRIDING SYSTEM VALUE SELECT "users"."id", (profile->>'theme'), (coalesce((profile->>'notifications')::boolean, true))
-        FROM (SELECT OLD.*) AS "users" WHERE ("users"."profile" IS NOT NULL) ON CONFLICT ("user_id") DO NOTHING;
+        INSERT INTO "public"."user_settings" AS zdm_target ("user_id", "theme", "notifications_enabled") SELECT "users"."id", (profile->>'theme'), (coalesce((profile->>'notifications')::boolean, true))
+        FROM (SELECT OLD.*) AS "users"
+        WHERE ("users"."profile" IS NOT NULL) ON CONFLICT ("user_id") DO NOTHING;
       EXCEPTION WHEN data_exception OR integrity_constraint_violation OR raise_exception THEN
         NULL;  -- what cannot be copied was not
       END;
     END IF;
-    -- The old key first: what was unique in the row that left it is free then for the row that comes.
     FOR zdm_at IN
-      SELECT OLD."id" AS zdm_1 WHERE TG_OP <> 'INSERT' UNION ALL
+      SELECT OLD."id" AS zdm_1 WHERE TG_OP IN ('UPDATE', 'DELETE') UNION ALL
       SELECT NEW."id" AS zdm_1 WHERE TG_OP = 'INSERT' OR TG_OP = 'UPDATE' AND pg_catalog.record_image_ne(ROW(OLD."id"), ROW(NEW."id"))
     LOOP
       zdm_failed := NULL;
       BEGIN
-        INSERT INTO "public"."user_settings" AS zdm_target ("user_id", "theme", "notifications_enabled") OVERRIDING SYSTEM VALUE SELECT "users"."id", (profile->>'theme'), (coalesce((profile->>'notifications')::boolean, true))
+        INSERT INTO "public"."user_settings" AS zdm_target ("user_id", "theme", "notifications_enabled") SELECT "users"."id", (profile->>'theme'), (coalesce((profile->>'notifications')::boolean, true))
           FROM ONLY "public"."users" AS "users" WHERE "users"."id" = zdm_at.zdm_1 AND ("users"."profile" IS NOT NULL)
           ON CONFLICT ("user_id") DO UPDATE SET "theme" = EXCLUDED."theme", "notifications_enabled" = EXCLUDED."notifications_enabled";
         zdm_kept := FOUND;
@@ -105,36 +107,36 @@ BEGIN
       PERFORM zdm."note_profiles"(ARRAY[zdm_at.zdm_1::text], CASE WHEN TG_OP = 'INSERT' AND (pg_catalog.record_image_ne(ROW(NEW."profile"), ROW(NULL::jsonb))) OR TG_OP = 'UPDATE' AND (pg_catalog.record_image_ne(ROW(NEW."profile"), ROW(OLD."profile"))) THEN 'old' END, zdm_failed);
     END LOOP;
   END IF;
-  PERFORM set_config('zdm.syncing_7', '', true);
+  PERFORM set_config('zdm.syncing_7', zdm_outer, true);
   RETURN NULL;
 END $zdm_sync$;
--- let nobody else use zdm."copy_profiles_users"() (none)
-REVOKE ALL ON FUNCTION zdm."copy_profiles_users"() FROM PUBLIC;
+-- let nobody else use zdm."copy_profiles"() (none)
+REVOKE ALL ON FUNCTION zdm."copy_profiles"() FROM PUBLIC;
 -- create function zdm."back_profiles"() (none)
 CREATE OR REPLACE FUNCTION zdm."back_profiles"() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER
-  SET search_path = "$user", public, pg_temp SET datestyle FROM CURRENT SET intervalstyle FROM CURRENT SET extra_float_digits FROM CURRENT AS $zdm_sync$
+  SET search_path = "$user", public, pg_temp SET timezone FROM CURRENT SET datestyle FROM CURRENT SET intervalstyle FROM CURRENT SET extra_float_digits FROM CURRENT AS $zdm_sync$
 #variable_conflict use_column
 DECLARE
   zdm_at record;
-  zdm_agrees boolean;
+  zdm_outer CONSTANT text := coalesce(current_setting('zdm.syncing_7', true), '');
   zdm_kept boolean;
   zdm_failed text;
+  zdm_agrees boolean;
   zdm_old_1 jsonb;
 BEGIN
-  PERFORM set_config('zdm.syncing_7', 'on', true);
+  PERFORM set_config('zdm.syncing_7', pg_catalog.pg_trigger_depth()::text, true);
   FOR zdm_at IN
-    SELECT OLD."user_id" AS zdm_1 WHERE TG_OP IN ('UPDATE', 'DELETE') UNION ALL
-    SELECT NEW."user_id" AS zdm_1 WHERE TG_OP = 'INSERT' OR TG_OP = 'UPDATE' AND pg_catalog.record_image_ne(ROW(OLD."user_id"), ROW(NEW."user_id"))
-    UNION ALL SELECT "users"."id" AS zdm_1 FROM ONLY "public"."users" AS "users" WHERE TG_OP = 'TRUNCATE'
+      SELECT OLD."user_id" AS zdm_1 WHERE TG_OP IN ('UPDATE', 'DELETE') UNION ALL
+      SELECT NEW."user_id" AS zdm_1 WHERE TG_OP = 'INSERT' OR TG_OP = 'UPDATE' AND pg_catalog.record_image_ne(ROW(OLD."user_id"), ROW(NEW."user_id"))
+      UNION ALL SELECT "users"."id" AS zdm_1 FROM ONLY "public"."users" AS "users" WHERE TG_OP = 'TRUNCATE'
   LOOP
+      zdm_failed := NULL;
       PERFORM FROM ONLY "public"."users" AS "users" WHERE "users"."id" = zdm_at.zdm_1 FOR NO KEY UPDATE;
       IF NOT FOUND THEN
-        zdm_failed := NULL;
         CONTINUE WHEN TG_OP = 'DELETE';  -- with its source row, most likely
         PERFORM zdm."note_profiles"(ARRAY[zdm_at.zdm_1::text], 'new', zdm_failed);
         CONTINUE;
       END IF;
-      zdm_failed := NULL;
       BEGIN
         SELECT ARRAY(SELECT ROW((profile->>'theme')::text, (coalesce((profile->>'notifications')::boolean, true))::boolean)::text WHERE ("users"."profile" IS NOT NULL))
              = ARRAY(SELECT ROW(zdm_target."theme", zdm_target."notifications_enabled")::text FROM ONLY "public"."user_settings" AS zdm_target WHERE zdm_target."user_id" = zdm_at.zdm_1)
@@ -150,8 +152,8 @@ BEGIN
             zdm_old_1 := NULL;
           END IF;
           UPDATE ONLY "public"."users" AS "users" SET "profile" = zdm_old_1 WHERE "users"."id" = zdm_at.zdm_1;
-          SELECT pg_catalog.record_image_eq(ROW("users"."profile"), ROW(zdm_old_1)) INTO zdm_agrees
-            FROM ONLY "public"."users" AS "users" WHERE "users"."id" = zdm_at.zdm_1;
+          SELECT pg_catalog.record_image_eq(ROW("users"."profile"), ROW(zdm_old_1))
+            INTO zdm_agrees FROM ONLY "public"."users" AS "users" WHERE "users"."id" = zdm_at.zdm_1;
         EXCEPTION WHEN others THEN
           IF SQLSTATE ~ '^(40|53|55|57|58|XX)' THEN RAISE; END IF;
           -- The application's write goes through; validate finds the row, for people to mend.
@@ -162,7 +164,7 @@ BEGIN
           -- A trigger of the application's on the source made something else of it: the new table follows.
       zdm_failed := NULL;
       BEGIN
-        INSERT INTO "public"."user_settings" AS zdm_target ("user_id", "theme", "notifications_enabled") OVERRIDING SYSTEM VALUE SELECT "users"."id", (profile->>'theme'), (coalesce((profile->>'notifications')::boolean, true))
+        INSERT INTO "public"."user_settings" AS zdm_target ("user_id", "theme", "notifications_enabled") SELECT "users"."id", (profile->>'theme'), (coalesce((profile->>'notifications')::boolean, true))
           FROM ONLY "public"."users" AS "users" WHERE "users"."id" = zdm_at.zdm_1 AND ("users"."profile" IS NOT NULL)
           ON CONFLICT ("user_id") DO UPDATE SET "theme" = EXCLUDED."theme", "notifications_enabled" = EXCLUDED."notifications_enabled";
         zdm_kept := FOUND;
@@ -179,90 +181,89 @@ BEGIN
       END IF;
       PERFORM zdm."note_profiles"(ARRAY[zdm_at.zdm_1::text], 'new', zdm_failed);
   END LOOP;
-  PERFORM set_config('zdm.syncing_7', '', true);
+  PERFORM set_config('zdm.syncing_7', zdm_outer, true);
   RETURN NULL;
 END $zdm_sync$;
 -- let nobody else use zdm."back_profiles"() (none)
 REVOKE ALL ON FUNCTION zdm."back_profiles"() FROM PUBLIC;
+-- create view zdm."source_profiles" (ACCESS SHARE: reads and writes go on)
+CREATE VIEW zdm."source_profiles" AS SELECT zdm_source."id" AS zdm_1 FROM ONLY "public"."users" AS zdm_source CROSS JOIN (VALUES (1)) AS zdm_one WHERE pg_catalog.has_any_column_privilege(current_user, '"public"."user_settings"'::regclass, 'INSERT, UPDATE');
+-- let everybody use zdm."source_profiles" (none)
+GRANT SELECT, UPDATE ON zdm."source_profiles" TO PUBLIC;
 -- lock source rows before rows of the new table (none on a table that anybody knows)
 ALTER TABLE "public"."user_settings" ADD CONSTRAINT "zzz_zdm_profiles_first" CHECK (zdm."first_profiles"("user_id"));
 -- create trigger "zzz_zdm_profiles_fill" (none on a table that anybody knows)
-CREATE TRIGGER "zzz_zdm_profiles_fill" BEFORE INSERT ON "public"."user_settings" FOR EACH ROW WHEN (coalesce(current_setting('zdm.backfill', true), '') = '' AND coalesce(current_setting('zdm.syncing_7', true), '') = '') EXECUTE FUNCTION zdm."fill_profiles"();
+CREATE TRIGGER "zzz_zdm_profiles_fill" BEFORE INSERT ON "public"."user_settings" FOR EACH ROW WHEN ((pg_catalog.pg_trigger_depth() > 0 OR coalesce(current_setting('zdm.backfill', true), '') = '') AND coalesce(current_setting('zdm.syncing_7', true), '') <> pg_catalog.pg_trigger_depth()::text AND pg_catalog.pg_trigger_depth() < 16) EXECUTE FUNCTION zdm."fill_profiles"();
 -- let "zzz_zdm_profiles_fill" fire in every session (none on a table that anybody knows)
 ALTER TABLE "public"."user_settings" ENABLE ALWAYS TRIGGER "zzz_zdm_profiles_fill";
 -- create trigger "zzz_zdm_profiles_back_insert" (none on a table that anybody knows)
-CREATE TRIGGER "zzz_zdm_profiles_back_insert" AFTER INSERT ON "public"."user_settings" FOR EACH ROW WHEN (coalesce(current_setting('zdm.backfill', true), '') = '' AND coalesce(current_setting('zdm.syncing_7', true), '') = '') EXECUTE FUNCTION zdm."back_profiles"();
+CREATE TRIGGER "zzz_zdm_profiles_back_insert" AFTER INSERT ON "public"."user_settings" FOR EACH ROW WHEN ((pg_catalog.pg_trigger_depth() > 0 OR coalesce(current_setting('zdm.backfill', true), '') = '') AND coalesce(current_setting('zdm.syncing_7', true), '') <> pg_catalog.pg_trigger_depth()::text AND pg_catalog.pg_trigger_depth() < 16) EXECUTE FUNCTION zdm."back_profiles"();
 -- let "zzz_zdm_profiles_back_insert" fire in every session (none on a table that anybody knows)
 ALTER TABLE "public"."user_settings" ENABLE ALWAYS TRIGGER "zzz_zdm_profiles_back_insert";
 -- create trigger "zzz_zdm_profiles_back_update" (none on a table that anybody knows)
-CREATE TRIGGER "zzz_zdm_profiles_back_update" AFTER UPDATE ON "public"."user_settings" FOR EACH ROW WHEN (pg_catalog.record_image_ne(ROW(OLD."user_id", OLD."theme", OLD."notifications_enabled"), ROW(NEW."user_id", NEW."theme", NEW."notifications_enabled")) AND coalesce(current_setting('zdm.backfill', true), '') = '' AND coalesce(current_setting('zdm.syncing_7', true), '') = '') EXECUTE FUNCTION zdm."back_profiles"();
+CREATE TRIGGER "zzz_zdm_profiles_back_update" AFTER UPDATE ON "public"."user_settings" FOR EACH ROW WHEN (pg_catalog.record_image_ne(ROW(OLD."user_id", OLD."theme", OLD."notifications_enabled"), ROW(NEW."user_id", NEW."theme", NEW."notifications_enabled")) AND (pg_catalog.pg_trigger_depth() > 0 OR coalesce(current_setting('zdm.backfill', true), '') = '') AND coalesce(current_setting('zdm.syncing_7', true), '') <> pg_catalog.pg_trigger_depth()::text AND pg_catalog.pg_trigger_depth() < 16) EXECUTE FUNCTION zdm."back_profiles"();
 -- let "zzz_zdm_profiles_back_update" fire in every session (none on a table that anybody knows)
 ALTER TABLE "public"."user_settings" ENABLE ALWAYS TRIGGER "zzz_zdm_profiles_back_update";
 -- create trigger "zzz_zdm_profiles_back_delete" (none on a table that anybody knows)
-CREATE TRIGGER "zzz_zdm_profiles_back_delete" AFTER DELETE ON "public"."user_settings" FOR EACH ROW WHEN (coalesce(current_setting('zdm.backfill', true), '') = '' AND coalesce(current_setting('zdm.syncing_7', true), '') = '') EXECUTE FUNCTION zdm."back_profiles"();
+CREATE TRIGGER "zzz_zdm_profiles_back_delete" AFTER DELETE ON "public"."user_settings" FOR EACH ROW WHEN ((pg_catalog.pg_trigger_depth() > 0 OR coalesce(current_setting('zdm.backfill', true), '') = '') AND coalesce(current_setting('zdm.syncing_7', true), '') <> pg_catalog.pg_trigger_depth()::text AND pg_catalog.pg_trigger_depth() < 16) EXECUTE FUNCTION zdm."back_profiles"();
 -- let "zzz_zdm_profiles_back_delete" fire in every session (none on a table that anybody knows)
 ALTER TABLE "public"."user_settings" ENABLE ALWAYS TRIGGER "zzz_zdm_profiles_back_delete";
 -- create trigger "zzz_zdm_profiles_back_truncate" (none on a table that anybody knows)
-CREATE TRIGGER "zzz_zdm_profiles_back_truncate" AFTER TRUNCATE ON "public"."user_settings" FOR EACH STATEMENT WHEN (coalesce(current_setting('zdm.backfill', true), '') = '' AND coalesce(current_setting('zdm.syncing_7', true), '') = '') EXECUTE FUNCTION zdm."back_profiles"();
+CREATE TRIGGER "zzz_zdm_profiles_back_truncate" AFTER TRUNCATE ON "public"."user_settings" FOR EACH STATEMENT WHEN ((pg_catalog.pg_trigger_depth() > 0 OR coalesce(current_setting('zdm.backfill', true), '') = '') AND coalesce(current_setting('zdm.syncing_7', true), '') <> pg_catalog.pg_trigger_depth()::text AND pg_catalog.pg_trigger_depth() < 16) EXECUTE FUNCTION zdm."back_profiles"();
 -- let "zzz_zdm_profiles_back_truncate" fire in every session (none on a table that anybody knows)
 ALTER TABLE "public"."user_settings" ENABLE ALWAYS TRIGGER "zzz_zdm_profiles_back_truncate";
 -- create trigger "zzz_zdm_profiles_insert" (SHARE ROW EXCLUSIVE, for milliseconds)
-CREATE TRIGGER "zzz_zdm_profiles_insert" AFTER INSERT ON "public"."users" FOR EACH ROW WHEN (coalesce(current_setting('zdm.backfill', true), '') = '' AND coalesce(current_setting('zdm.syncing_7', true), '') = '') EXECUTE FUNCTION zdm."copy_profiles_users"();
+CREATE TRIGGER "zzz_zdm_profiles_insert" AFTER INSERT ON "public"."users" FOR EACH ROW WHEN ((pg_catalog.pg_trigger_depth() > 0 OR coalesce(current_setting('zdm.backfill', true), '') = '') AND coalesce(current_setting('zdm.syncing_7', true), '') <> pg_catalog.pg_trigger_depth()::text AND pg_catalog.pg_trigger_depth() < 16) EXECUTE FUNCTION zdm."copy_profiles"();
 -- let "zzz_zdm_profiles_insert" fire in every session (SHARE ROW EXCLUSIVE, for milliseconds)
 ALTER TABLE "public"."users" ENABLE ALWAYS TRIGGER "zzz_zdm_profiles_insert";
 -- create trigger "zzz_zdm_profiles_update" (SHARE ROW EXCLUSIVE, for milliseconds)
-CREATE TRIGGER "zzz_zdm_profiles_update" AFTER UPDATE ON "public"."users" FOR EACH ROW WHEN (pg_catalog.record_image_ne(ROW(OLD."id", OLD."profile"), ROW(NEW."id", NEW."profile")) AND coalesce(current_setting('zdm.backfill', true), '') = '' AND coalesce(current_setting('zdm.syncing_7', true), '') = '') EXECUTE FUNCTION zdm."copy_profiles_users"();
+CREATE TRIGGER "zzz_zdm_profiles_update" AFTER UPDATE ON "public"."users" FOR EACH ROW WHEN (pg_catalog.record_image_ne(ROW(OLD."id", OLD."profile"), ROW(NEW."id", NEW."profile")) AND (pg_catalog.pg_trigger_depth() > 0 OR coalesce(current_setting('zdm.backfill', true), '') = '') AND coalesce(current_setting('zdm.syncing_7', true), '') <> pg_catalog.pg_trigger_depth()::text AND pg_catalog.pg_trigger_depth() < 16) EXECUTE FUNCTION zdm."copy_profiles"();
 -- let "zzz_zdm_profiles_update" fire in every session (SHARE ROW EXCLUSIVE, for milliseconds)
 ALTER TABLE "public"."users" ENABLE ALWAYS TRIGGER "zzz_zdm_profiles_update";
 -- create trigger "zzz_zdm_profiles_delete" (SHARE ROW EXCLUSIVE, for milliseconds)
-CREATE TRIGGER "zzz_zdm_profiles_delete" AFTER DELETE ON "public"."users" FOR EACH ROW WHEN (coalesce(current_setting('zdm.backfill', true), '') = '' AND coalesce(current_setting('zdm.syncing_7', true), '') = '') EXECUTE FUNCTION zdm."copy_profiles_users"();
+CREATE TRIGGER "zzz_zdm_profiles_delete" AFTER DELETE ON "public"."users" FOR EACH ROW WHEN ((pg_catalog.pg_trigger_depth() > 0 OR coalesce(current_setting('zdm.backfill', true), '') = '') AND coalesce(current_setting('zdm.syncing_7', true), '') <> pg_catalog.pg_trigger_depth()::text AND pg_catalog.pg_trigger_depth() < 16) EXECUTE FUNCTION zdm."copy_profiles"();
 -- let "zzz_zdm_profiles_delete" fire in every session (SHARE ROW EXCLUSIVE, for milliseconds)
 ALTER TABLE "public"."users" ENABLE ALWAYS TRIGGER "zzz_zdm_profiles_delete";
 -- create trigger "zzz_zdm_profiles_truncate" (SHARE ROW EXCLUSIVE, for milliseconds)
-CREATE TRIGGER "zzz_zdm_profiles_truncate" AFTER TRUNCATE ON "public"."users" FOR EACH STATEMENT WHEN (coalesce(current_setting('zdm.backfill', true), '') = '' AND coalesce(current_setting('zdm.syncing_7', true), '') = '') EXECUTE FUNCTION zdm."copy_profiles_users"();
+CREATE TRIGGER "zzz_zdm_profiles_truncate" AFTER TRUNCATE ON "public"."users" FOR EACH STATEMENT WHEN ((pg_catalog.pg_trigger_depth() > 0 OR coalesce(current_setting('zdm.backfill', true), '') = '') AND coalesce(current_setting('zdm.syncing_7', true), '') <> pg_catalog.pg_trigger_depth()::text AND pg_catalog.pg_trigger_depth() < 16) EXECUTE FUNCTION zdm."copy_profiles"();
 -- let "zzz_zdm_profiles_truncate" fire in every session (SHARE ROW EXCLUSIVE, for milliseconds)
 ALTER TABLE "public"."users" ENABLE ALWAYS TRIGGER "zzz_zdm_profiles_truncate";
 == a batch
 -- with [['1'], ['9']]
-WITH zdm_batch AS MATERIALIZED (
-  SELECT "users"."id" AS "user_id", (profile->>'theme') AS "theme", (coalesce((profile->>'notifications')::boolean, true)) AS "notifications_enabled"
-  FROM ONLY "public"."users" AS "users"
-  WHERE "id" >= ($1::text[])[1]::bigint AND "id" < ($2::text[])[1]::bigint AND ("users"."profile" IS NOT NULL) AND NOT EXISTS (SELECT FROM (SELECT "user_id" AS zdm_key_1, "theme" AS zdm_column_1, "notifications_enabled" AS zdm_column_2 FROM ONLY "public"."user_settings") AS zdm_copy WHERE zdm_key_1 = "users"."id")
-  FOR SHARE OF "users" SKIP LOCKED
-)
-INSERT INTO "public"."user_settings" AS zdm_target ("user_id", "theme", "notifications_enabled") OVERRIDING SYSTEM VALUE
-SELECT "user_id", "theme", "notifications_enabled" FROM zdm_batch
+SELECT set_config('zdm.held_0', coalesce(array_agg("users".ctid)::text, '{}'), true) FROM (SELECT "users".ctid FROM ONLY "public"."users" AS "users" WHERE "id" >= ($1::text[])[1]::bigint AND "id" < ($2::text[])[1]::bigint AND ("users"."profile" IS NOT NULL) AND NOT EXISTS (SELECT FROM (SELECT "user_id" AS zdm_1 FROM ONLY "public"."user_settings") AS zdm_copy WHERE zdm_1 = "users"."id") FOR SHARE OF "users" SKIP LOCKED) AS "users";
+-- with []
+INSERT INTO "public"."user_settings" AS zdm_target ("user_id", "theme", "notifications_enabled") SELECT "users"."id", (profile->>'theme'), (coalesce((profile->>'notifications')::boolean, true))
+FROM ONLY "public"."users" AS "users"
+WHERE "users".ctid = ANY (current_setting('zdm.held_0')::tid[]) AND ("users"."profile" IS NOT NULL) AND NOT EXISTS (SELECT FROM (SELECT "user_id" AS zdm_1 FROM ONLY "public"."user_settings") AS zdm_copy WHERE zdm_1 = "users"."id")
 ON CONFLICT ("user_id") DO NOTHING;
 == a batch that repairs
 -- with []
-WITH zdm_seen AS MATERIALIZED (
-  SELECT ctid AS zdm_ctid, xmin AS zdm_xmin FROM ONLY "public"."user_settings" AS zdm_target WHERE true
-    AND NOT EXISTS (SELECT FROM ONLY "public"."users" AS zdm_source WHERE zdm_source."id" = zdm_target."user_id")
-), zdm_batch AS MATERIALIZED (
-  SELECT zdm_target.ctid AS zdm_ctid FROM ONLY "public"."user_settings" AS zdm_target JOIN zdm_seen ON ctid = zdm_ctid AND xmin = zdm_xmin
-  FOR UPDATE OF zdm_target SKIP LOCKED
-)
-DELETE FROM ONLY "public"."user_settings" AS zdm_target USING zdm_batch WHERE zdm_target.ctid = zdm_batch.zdm_ctid;
+SELECT set_config('zdm.held_1', coalesce(array_agg(zdm_1.ctid)::text, '{}'), true) FROM (SELECT zdm_1.ctid FROM ONLY "public"."user_settings" AS zdm_1 WHERE true AND NOT EXISTS (SELECT FROM ONLY "public"."users" AS "users" WHERE zdm_1."user_id" = "users"."id") FOR UPDATE OF zdm_1 SKIP LOCKED) AS zdm_1;
 -- with []
-WITH zdm_batch AS MATERIALIZED (
-  SELECT "id" FROM ONLY "public"."users" AS "users"
-  WHERE true AND NOT coalesce(("users"."profile" IS NOT NULL), false) AND NOT (ARRAY(SELECT ROW((profile->>'theme')::text, (coalesce((profile->>'notifications')::boolean, true))::boolean)::text WHERE ("users"."profile" IS NOT NULL)) = ARRAY(SELECT ROW(zdm_target."theme", zdm_target."notifications_enabled")::text FROM ONLY "public"."user_settings" AS zdm_target WHERE zdm_target."user_id" = "users"."id") OR EXISTS (SELECT FROM ONLY "public"."user_settings" AS "user_settings" WHERE "user_settings"."user_id" = "users"."id" AND "users"."profile" IS NOT DISTINCT FROM (jsonb_build_object('theme', theme, 'notifications', notifications_enabled))::jsonb))
-  FOR SHARE OF "users" SKIP LOCKED
-)
-DELETE FROM ONLY "public"."user_settings" AS zdm_target USING zdm_batch WHERE zdm_target."user_id" = zdm_batch."id";
+SELECT set_config('zdm.held_1', coalesce(array_agg(zdm_1.ctid)::text, '{}'), true) FROM ONLY "public"."user_settings" AS zdm_1 WHERE zdm_1.ctid = ANY (current_setting('zdm.held_1')::tid[]) AND NOT EXISTS (SELECT FROM ONLY "public"."users" AS "users" WHERE zdm_1."user_id" = "users"."id");
 -- with []
-WITH zdm_batch AS MATERIALIZED (
-  SELECT "users"."id" AS "user_id", (profile->>'theme') AS "theme", (coalesce((profile->>'notifications')::boolean, true)) AS "notifications_enabled"
-  FROM ONLY "public"."users" AS "users"
-  WHERE true AND NOT (ARRAY(SELECT ROW((profile->>'theme')::text, (coalesce((profile->>'notifications')::boolean, true))::boolean)::text WHERE ("users"."profile" IS NOT NULL)) = ARRAY(SELECT ROW(zdm_target."theme", zdm_target."notifications_enabled")::text FROM ONLY "public"."user_settings" AS zdm_target WHERE zdm_target."user_id" = "users"."id") OR EXISTS (SELECT FROM ONLY "public"."user_settings" AS "user_settings" WHERE "user_settings"."user_id" = "users"."id" AND "users"."profile" IS NOT DISTINCT FROM (jsonb_build_object('theme', theme, 'notifications', notifications_enabled))::jsonb)) AND ("users"."profile" IS NOT NULL)
-  FOR SHARE OF "users" SKIP LOCKED
-)
-INSERT INTO "public"."user_settings" AS zdm_target ("user_id", "theme", "notifications_enabled") OVERRIDING SYSTEM VALUE
-SELECT "user_id", "theme", "notifications_enabled" FROM zdm_batch
-ON CONFLICT ("user_id") DO UPDATE SET "theme" = EXCLUDED."theme", "notifications_enabled" = EXCLUDED."notifications_enabled" WHERE NOT (zdm_target."theme"::text COLLATE "C" IS NOT DISTINCT FROM (EXCLUDED."theme"::text)::text COLLATE "C") OR NOT (zdm_target."notifications_enabled" IS NOT DISTINCT FROM EXCLUDED."notifications_enabled"::boolean);
+DELETE FROM ONLY "public"."user_settings" AS zdm_1 WHERE zdm_1.ctid = ANY (current_setting('zdm.held_1')::tid[]);
+-- with []
+SELECT set_config('zdm.held_0', coalesce(array_agg("users".ctid)::text, '{}'), true) FROM (SELECT "users".ctid FROM ONLY "public"."users" AS "users" WHERE true AND NOT (ARRAY(SELECT ROW((profile->>'theme')::text, (coalesce((profile->>'notifications')::boolean, true))::boolean)::text WHERE ("users"."profile" IS NOT NULL)) = ARRAY(SELECT ROW(zdm_target."theme", zdm_target."notifications_enabled")::text FROM ONLY "public"."user_settings" AS zdm_target WHERE zdm_target."user_id" = "users"."id") OR EXISTS (SELECT FROM ONLY "public"."user_settings" AS "user_settings" WHERE "user_settings"."user_id" = "users"."id" AND "users"."profile" IS NOT DISTINCT FROM (jsonb_build_object('theme', theme, 'notifications', notifications_enabled))::jsonb)) FOR SHARE OF "users" SKIP LOCKED) AS "users";
+-- with []
+SELECT set_config('zdm.held_0', coalesce(array_agg("users".ctid)::text, '{}'), true) FROM ONLY "public"."users" AS "users" WHERE "users".ctid = ANY (current_setting('zdm.held_0')::tid[]) AND NOT (ARRAY(SELECT ROW((profile->>'theme')::text, (coalesce((profile->>'notifications')::boolean, true))::boolean)::text WHERE ("users"."profile" IS NOT NULL)) = ARRAY(SELECT ROW(zdm_target."theme", zdm_target."notifications_enabled")::text FROM ONLY "public"."user_settings" AS zdm_target WHERE zdm_target."user_id" = "users"."id") OR EXISTS (SELECT FROM ONLY "public"."user_settings" AS "user_settings" WHERE "user_settings"."user_id" = "users"."id" AND "users"."profile" IS NOT DISTINCT FROM (jsonb_build_object('theme', theme, 'notifications', notifications_enabled))::jsonb));
+-- with []
+DELETE FROM ONLY "public"."user_settings" AS zdm_target USING ONLY "public"."users" AS "users" WHERE zdm_target."user_id" = "users"."id" AND "users".ctid = ANY (current_setting('zdm.held_0')::tid[]) AND NOT coalesce(("users"."profile" IS NOT NULL), false);
+-- with []
+INSERT INTO "public"."user_settings" AS zdm_target ("user_id", "theme", "notifications_enabled") SELECT "users"."id", (profile->>'theme'), (coalesce((profile->>'notifications')::boolean, true))
+FROM ONLY "public"."users" AS "users"
+WHERE "users".ctid = ANY (current_setting('zdm.held_0')::tid[]) AND ("users"."profile" IS NOT NULL)
+ON CONFLICT ("user_id") DO UPDATE SET "theme" = EXCLUDED."theme", "notifications_enabled" = EXCLUDED."notifications_enabled";
 == parity
 -- with [['1'], ['9']]
-SELECT count(*), count(*) FILTER (WHERE zdm_new.zdm_wanted IS NULL AND zdm_old.zdm_wanted), count(*) FILTER (WHERE zdm_old.zdm_wanted IS NULL OR zdm_old.zdm_wanted IS NOT NULL AND zdm_new.zdm_wanted IS NOT NULL AND NOT zdm_old.zdm_wanted AND NOT (zdm_old.zdm_value_4 IS NOT DISTINCT FROM zdm_new.zdm_value_4::jsonb)), count(*) FILTER (WHERE zdm_old.zdm_wanted IS NOT NULL AND zdm_new.zdm_wanted IS NOT NULL AND zdm_old.zdm_wanted AND NOT (zdm_old.zdm_value_1 IS NOT DISTINCT FROM zdm_new.zdm_value_1::bigint AND zdm_old.zdm_value_2::text COLLATE "C" IS NOT DISTINCT FROM (zdm_new.zdm_value_2::text)::text COLLATE "C" AND zdm_old.zdm_value_3 IS NOT DISTINCT FROM zdm_new.zdm_value_3::boolean OR zdm_old.zdm_value_4 IS NOT DISTINCT FROM zdm_new.zdm_value_4::jsonb)), count(*) FILTER (WHERE zdm_old.zdm_wanted IS NOT NULL AND zdm_new.zdm_wanted IS NOT NULL AND zdm_old.zdm_value_4 IS NOT DISTINCT FROM zdm_new.zdm_value_4::jsonb AND NOT (zdm_old.zdm_wanted AND zdm_old.zdm_value_1 IS NOT DISTINCT FROM zdm_new.zdm_value_1::bigint AND zdm_old.zdm_value_2::text COLLATE "C" IS NOT DISTINCT FROM (zdm_new.zdm_value_2::text)::text COLLATE "C" AND zdm_old.zdm_value_3 IS NOT DISTINCT FROM zdm_new.zdm_value_3::boolean)), count(*) FILTER (WHERE zdm_new.zdm_wanted IS NULL AND zdm_old.zdm_wanted) FROM (SELECT "id" AS zdm_key_1, "users"."id"::bigint AS zdm_value_1, (profile->>'theme')::text AS zdm_value_2, (coalesce((profile->>'notifications')::boolean, true))::boolean AS zdm_value_3, ("users"."profile")::jsonb AS zdm_value_4, coalesce(("users"."profile" IS NOT NULL), false) AS zdm_wanted FROM ONLY "public"."users" AS "users" WHERE "id" >= ($1::text[])[1]::bigint AND "id" < ($2::text[])[1]::bigint) AS zdm_old FULL JOIN (SELECT "user_id" AS zdm_key_1, "user_settings"."user_id"::bigint AS zdm_value_1, ("theme")::text AS zdm_value_2, ("notifications_enabled")::boolean AS zdm_value_3, (jsonb_build_object('theme', theme, 'notifications', notifications_enabled))::jsonb AS zdm_value_4, true AS zdm_wanted FROM ONLY "public"."user_settings" AS "user_settings" WHERE "user_id" >= ($1::text[])[1]::bigint AND "user_id" < ($2::text[])[1]::bigint) AS zdm_new ON zdm_old.zdm_key_1 = zdm_new.zdm_key_1;
+SELECT count(*),
+  count(*) FILTER (WHERE cardinality(zdm_said) > 0 AND zdm_held IS NULL),
+  count(*) FILTER (WHERE zdm_said IS NULL OR zdm_said IS NOT NULL AND zdm_held IS NOT NULL AND NOT (cardinality(zdm_said) > 0) AND NOT (zdm_old_1 IS NOT DISTINCT FROM zdm_down_1::jsonb AND zdm_source.zdm_key_1 IS NOT DISTINCT FROM zdm_new.zdm_key_1::bigint)),
+  count(*) FILTER (WHERE zdm_said IS NOT NULL AND zdm_held IS NOT NULL AND cardinality(zdm_said) > 0 AND NOT (zdm_said = zdm_held AND zdm_source.zdm_key_1 IS NOT DISTINCT FROM zdm_new.zdm_key_1::bigint OR zdm_old_1 IS NOT DISTINCT FROM zdm_down_1::jsonb AND zdm_source.zdm_key_1 IS NOT DISTINCT FROM zdm_new.zdm_key_1::bigint)),
+  count(*) FILTER (WHERE zdm_said IS NOT NULL AND zdm_held IS NOT NULL AND zdm_old_1 IS NOT DISTINCT FROM zdm_down_1::jsonb AND zdm_source.zdm_key_1 IS NOT DISTINCT FROM zdm_new.zdm_key_1::bigint AND NOT (cardinality(zdm_said) > 0 AND zdm_said = zdm_held AND zdm_source.zdm_key_1 IS NOT DISTINCT FROM zdm_new.zdm_key_1::bigint)),
+  count(*) FILTER (WHERE cardinality(zdm_said) > 0 AND zdm_held IS NULL)
+FROM (SELECT "id" AS zdm_key_1, "users"."profile" AS zdm_old_1, ARRAY(SELECT ROW((profile->>'theme')::text, (coalesce((profile->>'notifications')::boolean, true))::boolean)::text WHERE ("users"."profile" IS NOT NULL)) AS zdm_said FROM ONLY "public"."users" AS "users" WHERE "id" >= ($1::text[])[1]::bigint AND "id" < ($2::text[])[1]::bigint) AS zdm_source
+FULL JOIN (SELECT "user_id" AS zdm_key_1, (jsonb_build_object('theme', theme, 'notifications', notifications_enabled)) AS zdm_down_1, ARRAY[ROW("user_settings"."theme", "user_settings"."notifications_enabled")::text] AS zdm_held FROM ONLY "public"."user_settings" AS "user_settings" WHERE "user_id" >= ($1::text[])[1]::bigint AND "user_id" < ($2::text[])[1]::bigint) AS zdm_new ON zdm_source.zdm_key_1 = zdm_new.zdm_key_1;
 == enforce
 -- remove an unfinished index "settings_by_theme" (SHARE UPDATE EXCLUSIVE: reads and writes go on)
 DROP INDEX CONCURRENTLY IF EXISTS "public"."settings_by_theme";
@@ -280,42 +281,44 @@ ALTER TABLE "public"."user_settings" VALIDATE CONSTRAINT "zdm_not_null_notificat
 ALTER TABLE "public"."user_settings" ALTER COLUMN "notifications_enabled" SET NOT NULL;
 -- drop check "zdm_not_null_notifications_enabled" (ACCESS EXCLUSIVE, for milliseconds)
 ALTER TABLE "public"."user_settings" DROP CONSTRAINT IF EXISTS "zdm_not_null_notifications_enabled";
--- gather statistics of "public"."user_settings" (SHARE UPDATE EXCLUSIVE: reads and writes go on)
-ANALYZE "public"."user_settings";
 == tombstone
 -- rename "profile" to "zdm_tombstone_profile" (ACCESS EXCLUSIVE, for milliseconds)
 ALTER TABLE "public"."users" RENAME COLUMN "profile" TO "zdm_tombstone_profile";
--- point zdm."copy_profiles_users" at the tombstone (none)
-CREATE OR REPLACE FUNCTION zdm."copy_profiles_users"() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER
-  SET search_path = "$user", public, pg_temp SET datestyle FROM CURRENT SET intervalstyle FROM CURRENT SET extra_float_digits FROM CURRENT AS $zdm_sync$
+-- point zdm."copy_profiles" at the tombstone (none)
+CREATE OR REPLACE FUNCTION zdm."copy_profiles"() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER
+  SET search_path = "$user", public, pg_temp SET timezone FROM CURRENT SET datestyle FROM CURRENT SET intervalstyle FROM CURRENT SET extra_float_digits FROM CURRENT AS $zdm_sync$
 #variable_conflict use_column
 DECLARE
   zdm_at record;
+  zdm_outer CONSTANT text := coalesce(current_setting('zdm.syncing_7', true), '');
   zdm_kept boolean;
   zdm_failed text;
 BEGIN
-  PERFORM set_config('zdm.syncing_7', 'on', true);
+  PERFORM set_config('zdm.syncing_7', pg_catalog.pg_trigger_depth()::text, true);
   IF TG_OP = 'TRUNCATE' THEN
-    TRUNCATE ONLY "public"."user_settings";
+    -- One statement may have emptied both tables, and still uses them.
+    IF pg_catalog.pg_relation_size('"public"."user_settings"') > 0 THEN
+      TRUNCATE ONLY "public"."user_settings";
+    END IF;
   ELSE
     IF TG_OP <> 'INSERT' AND current_setting('transaction_isolation') NOT LIKE 'read %' THEN
       -- A row copied since the transaction began is not seen, but its key is met: a serialization failure.
       BEGIN
-        INSERT INTO "public"."user_settings" AS zdm_target ("user_id", "theme", "notifications_enabled") OVERRIDING SYSTEM VALUE SELECT "users"."id", (profile->>'theme'), (coalesce((profile->>'notifications')::boolean, true))
-        FROM (SELECT OLD.*, OLD."zdm_tombstone_profile" AS "profile") AS "users" WHERE ("users"."profile" IS NOT NULL) ON CONFLICT ("user_id") DO NOTHING;
+        INSERT INTO "public"."user_settings" AS zdm_target ("user_id", "theme", "notifications_enabled") SELECT "users"."id", (profile->>'theme'), (coalesce((profile->>'notifications')::boolean, true))
+        FROM (SELECT OLD.*, OLD."zdm_tombstone_profile" AS "profile") AS "users"
+        WHERE ("users"."profile" IS NOT NULL) ON CONFLICT ("user_id") DO NOTHING;
       EXCEPTION WHEN data_exception OR integrity_constraint_violation OR raise_exception THEN
         NULL;  -- what cannot be copied was not
       END;
     END IF;
-    -- The old key first: what was unique in the row that left it is free then for the row that comes.
     FOR zdm_at IN
-      SELECT OLD."id" AS zdm_1 WHERE TG_OP <> 'INSERT' UNION ALL
+      SELECT OLD."id" AS zdm_1 WHERE TG_OP IN ('UPDATE', 'DELETE') UNION ALL
       SELECT NEW."id" AS zdm_1 WHERE TG_OP = 'INSERT' OR TG_OP = 'UPDATE' AND pg_catalog.record_image_ne(ROW(OLD."id"), ROW(NEW."id"))
     LOOP
       zdm_failed := NULL;
       BEGIN
-        INSERT INTO "public"."user_settings" AS zdm_target ("user_id", "theme", "notifications_enabled") OVERRIDING SYSTEM VALUE SELECT "users"."id", (profile->>'theme'), (coalesce((profile->>'notifications')::boolean, true))
-          FROM (SELECT zdm_row.*, zdm_row."zdm_tombstone_profile" AS "profile" FROM ONLY "public"."users" AS zdm_row) AS "users" WHERE "users"."id" = zdm_at.zdm_1 AND ("users"."profile" IS NOT NULL)
+        INSERT INTO "public"."user_settings" AS zdm_target ("user_id", "theme", "notifications_enabled") SELECT "users"."id", (profile->>'theme'), (coalesce((profile->>'notifications')::boolean, true))
+          FROM (SELECT zdm_row.ctid, zdm_row.*, zdm_row."zdm_tombstone_profile" AS "profile" FROM ONLY "public"."users" AS zdm_row) AS "users" WHERE "users"."id" = zdm_at.zdm_1 AND ("users"."profile" IS NOT NULL)
           ON CONFLICT ("user_id") DO UPDATE SET "theme" = EXCLUDED."theme", "notifications_enabled" = EXCLUDED."notifications_enabled";
         zdm_kept := FOUND;
       EXCEPTION WHEN others THEN
@@ -330,12 +333,12 @@ BEGIN
       PERFORM zdm."note_profiles"(ARRAY[zdm_at.zdm_1::text], CASE WHEN TG_OP = 'INSERT' AND (pg_catalog.record_image_ne(ROW(NEW."zdm_tombstone_profile"), ROW(NULL::jsonb))) OR TG_OP = 'UPDATE' AND (pg_catalog.record_image_ne(ROW(NEW."zdm_tombstone_profile"), ROW(OLD."zdm_tombstone_profile"))) THEN 'old' END, zdm_failed);
     END LOOP;
   END IF;
-  PERFORM set_config('zdm.syncing_7', '', true);
+  PERFORM set_config('zdm.syncing_7', zdm_outer, true);
   RETURN NULL;
 END $zdm_sync$;
 -- point zdm."fill_profiles" at the tombstone (none)
 CREATE OR REPLACE FUNCTION zdm."fill_profiles"() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER
-  SET search_path = "$user", public, pg_temp SET datestyle FROM CURRENT SET intervalstyle FROM CURRENT SET extra_float_digits FROM CURRENT AS $zdm_fill$
+  SET search_path = "$user", public, pg_temp SET timezone FROM CURRENT SET datestyle FROM CURRENT SET intervalstyle FROM CURRENT SET extra_float_digits FROM CURRENT AS $zdm_sync$
 #variable_conflict use_column
 DECLARE
   zdm_at record;
@@ -345,7 +348,7 @@ BEGIN
     PERFORM FROM ONLY "public"."users" AS "users" WHERE "users"."id" = zdm_at.zdm_1 FOR NO KEY UPDATE;
     IF NOT EXISTS (SELECT FROM ONLY "public"."user_settings" AS zdm_target WHERE zdm_target."user_id" = zdm_at.zdm_1) THEN
       BEGIN
-        FOR zdm_given IN SELECT (profile->>'theme') AS zdm_1, (coalesce((profile->>'notifications')::boolean, true)) AS zdm_2 FROM (SELECT zdm_row.*, zdm_row."zdm_tombstone_profile" AS "profile" FROM ONLY "public"."users" AS zdm_row) AS "users" WHERE "users"."id" = zdm_at.zdm_1 AND ("users"."profile" IS NOT NULL) LOOP
+        FOR zdm_given IN SELECT (profile->>'theme') AS zdm_1, (coalesce((profile->>'notifications')::boolean, true)) AS zdm_2 FROM (SELECT zdm_row.ctid, zdm_row.*, zdm_row."zdm_tombstone_profile" AS "profile" FROM ONLY "public"."users" AS zdm_row) AS "users" WHERE "users"."id" = zdm_at.zdm_1 AND ("users"."profile" IS NOT NULL) LOOP
           NEW."theme" := coalesce(NEW."theme", zdm_given.zdm_1);
           NEW."notifications_enabled" := coalesce(NEW."notifications_enabled", zdm_given.zdm_2);
         END LOOP;
@@ -356,36 +359,36 @@ BEGIN
   END LOOP;
   NEW."notifications_enabled" := coalesce(NEW."notifications_enabled", (true));
   RETURN NEW;
-END $zdm_fill$;
+END $zdm_sync$;
 -- point zdm."back_profiles" at the tombstone (none)
 CREATE OR REPLACE FUNCTION zdm."back_profiles"() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER
-  SET search_path = "$user", public, pg_temp SET datestyle FROM CURRENT SET intervalstyle FROM CURRENT SET extra_float_digits FROM CURRENT AS $zdm_sync$
+  SET search_path = "$user", public, pg_temp SET timezone FROM CURRENT SET datestyle FROM CURRENT SET intervalstyle FROM CURRENT SET extra_float_digits FROM CURRENT AS $zdm_sync$
 #variable_conflict use_column
 DECLARE
   zdm_at record;
-  zdm_agrees boolean;
+  zdm_outer CONSTANT text := coalesce(current_setting('zdm.syncing_7', true), '');
   zdm_kept boolean;
   zdm_failed text;
+  zdm_agrees boolean;
   zdm_old_1 jsonb;
 BEGIN
-  PERFORM set_config('zdm.syncing_7', 'on', true);
+  PERFORM set_config('zdm.syncing_7', pg_catalog.pg_trigger_depth()::text, true);
   FOR zdm_at IN
-    SELECT OLD."user_id" AS zdm_1 WHERE TG_OP IN ('UPDATE', 'DELETE') UNION ALL
-    SELECT NEW."user_id" AS zdm_1 WHERE TG_OP = 'INSERT' OR TG_OP = 'UPDATE' AND pg_catalog.record_image_ne(ROW(OLD."user_id"), ROW(NEW."user_id"))
-    UNION ALL SELECT "users"."id" AS zdm_1 FROM (SELECT zdm_row.*, zdm_row."zdm_tombstone_profile" AS "profile" FROM ONLY "public"."users" AS zdm_row) AS "users" WHERE TG_OP = 'TRUNCATE'
+      SELECT OLD."user_id" AS zdm_1 WHERE TG_OP IN ('UPDATE', 'DELETE') UNION ALL
+      SELECT NEW."user_id" AS zdm_1 WHERE TG_OP = 'INSERT' OR TG_OP = 'UPDATE' AND pg_catalog.record_image_ne(ROW(OLD."user_id"), ROW(NEW."user_id"))
+      UNION ALL SELECT "users"."id" AS zdm_1 FROM (SELECT zdm_row.ctid, zdm_row.*, zdm_row."zdm_tombstone_profile" AS "profile" FROM ONLY "public"."users" AS zdm_row) AS "users" WHERE TG_OP = 'TRUNCATE'
   LOOP
+      zdm_failed := NULL;
       PERFORM FROM ONLY "public"."users" AS "users" WHERE "users"."id" = zdm_at.zdm_1 FOR NO KEY UPDATE;
       IF NOT FOUND THEN
-        zdm_failed := NULL;
         CONTINUE WHEN TG_OP = 'DELETE';  -- with its source row, most likely
         PERFORM zdm."note_profiles"(ARRAY[zdm_at.zdm_1::text], 'new', zdm_failed);
         CONTINUE;
       END IF;
-      zdm_failed := NULL;
       BEGIN
         SELECT ARRAY(SELECT ROW((profile->>'theme')::text, (coalesce((profile->>'notifications')::boolean, true))::boolean)::text WHERE ("users"."profile" IS NOT NULL))
              = ARRAY(SELECT ROW(zdm_target."theme", zdm_target."notifications_enabled")::text FROM ONLY "public"."user_settings" AS zdm_target WHERE zdm_target."user_id" = zdm_at.zdm_1)
-          INTO zdm_agrees FROM (SELECT zdm_row.*, zdm_row."zdm_tombstone_profile" AS "profile" FROM ONLY "public"."users" AS zdm_row) AS "users" WHERE "users"."id" = zdm_at.zdm_1;
+          INTO zdm_agrees FROM (SELECT zdm_row.ctid, zdm_row.*, zdm_row."zdm_tombstone_profile" AS "profile" FROM ONLY "public"."users" AS zdm_row) AS "users" WHERE "users"."id" = zdm_at.zdm_1;
       EXCEPTION WHEN others THEN
         IF SQLSTATE ~ '^(40|53|55|57|58|XX)' THEN RAISE; END IF;
         zdm_agrees := false;  -- what the old columns hold cannot be mapped, and is replaced now
@@ -397,8 +400,8 @@ BEGIN
             zdm_old_1 := NULL;
           END IF;
           UPDATE ONLY "public"."users" AS "users" SET "zdm_tombstone_profile" = zdm_old_1 WHERE "users"."id" = zdm_at.zdm_1;
-          SELECT pg_catalog.record_image_eq(ROW("users"."zdm_tombstone_profile"), ROW(zdm_old_1)) INTO zdm_agrees
-            FROM ONLY "public"."users" AS "users" WHERE "users"."id" = zdm_at.zdm_1;
+          SELECT pg_catalog.record_image_eq(ROW("users"."zdm_tombstone_profile"), ROW(zdm_old_1))
+            INTO zdm_agrees FROM ONLY "public"."users" AS "users" WHERE "users"."id" = zdm_at.zdm_1;
         EXCEPTION WHEN others THEN
           IF SQLSTATE ~ '^(40|53|55|57|58|XX)' THEN RAISE; END IF;
           -- The application's write goes through; validate finds the row, for people to mend.
@@ -409,8 +412,8 @@ BEGIN
           -- A trigger of the application's on the source made something else of it: the new table follows.
       zdm_failed := NULL;
       BEGIN
-        INSERT INTO "public"."user_settings" AS zdm_target ("user_id", "theme", "notifications_enabled") OVERRIDING SYSTEM VALUE SELECT "users"."id", (profile->>'theme'), (coalesce((profile->>'notifications')::boolean, true))
-          FROM (SELECT zdm_row.*, zdm_row."zdm_tombstone_profile" AS "profile" FROM ONLY "public"."users" AS zdm_row) AS "users" WHERE "users"."id" = zdm_at.zdm_1 AND ("users"."profile" IS NOT NULL)
+        INSERT INTO "public"."user_settings" AS zdm_target ("user_id", "theme", "notifications_enabled") SELECT "users"."id", (profile->>'theme'), (coalesce((profile->>'notifications')::boolean, true))
+          FROM (SELECT zdm_row.ctid, zdm_row.*, zdm_row."zdm_tombstone_profile" AS "profile" FROM ONLY "public"."users" AS zdm_row) AS "users" WHERE "users"."id" = zdm_at.zdm_1 AND ("users"."profile" IS NOT NULL)
           ON CONFLICT ("user_id") DO UPDATE SET "theme" = EXCLUDED."theme", "notifications_enabled" = EXCLUDED."notifications_enabled";
         zdm_kept := FOUND;
       EXCEPTION WHEN others THEN
@@ -426,7 +429,7 @@ BEGIN
       END IF;
       PERFORM zdm."note_profiles"(ARRAY[zdm_at.zdm_1::text], 'new', zdm_failed);
   END LOOP;
-  PERFORM set_config('zdm.syncing_7', '', true);
+  PERFORM set_config('zdm.syncing_7', zdm_outer, true);
   RETURN NULL;
 END $zdm_sync$;
 -- point zdm."note_profiles" at the tombstone (none)
@@ -465,10 +468,12 @@ DROP TRIGGER IF EXISTS "zzz_zdm_profiles_back_insert" ON "public"."user_settings
 DROP TRIGGER IF EXISTS "zzz_zdm_profiles_fill" ON "public"."user_settings";
 -- undo lock source rows before rows of the new table (ACCESS EXCLUSIVE, for milliseconds)
 ALTER TABLE IF EXISTS "public"."user_settings" DROP CONSTRAINT IF EXISTS "zzz_zdm_profiles_first";
+-- drop view zdm."source_profiles" (ACCESS EXCLUSIVE, for milliseconds)
+DROP VIEW IF EXISTS zdm."source_profiles";
 -- drop function zdm."back_profiles"() (ACCESS EXCLUSIVE, for milliseconds)
 DROP FUNCTION IF EXISTS zdm."back_profiles"();
--- drop function zdm."copy_profiles_users"() (ACCESS EXCLUSIVE, for milliseconds)
-DROP FUNCTION IF EXISTS zdm."copy_profiles_users"();
+-- drop function zdm."copy_profiles"() (ACCESS EXCLUSIVE, for milliseconds)
+DROP FUNCTION IF EXISTS zdm."copy_profiles"();
 -- drop function zdm."fill_profiles"() (ACCESS EXCLUSIVE, for milliseconds)
 DROP FUNCTION IF EXISTS zdm."fill_profiles"();
 -- drop function zdm."first_profiles"(bigint) (ACCESS EXCLUSIVE, for milliseconds)

@@ -3,18 +3,27 @@
 A source row *says* no, one or several rows of the new table: those that `up` gives where `when` holds, one for each
 element of `each`. The shapes agree when the new table holds exactly these; or else when the old columns are what `down`
 gives of what it holds, for rows that new code wrote where `down` loses information.
+
+A row of the new table is written by batches, by the sync and by new code. All of them lock the source row first, and
+look at the new table only then, in a statement of its own: in READ COMMITTED it sees what those before have left.
+
+- A source row that is under change when a batch comes is passed over by FOR SHARE SKIP LOCKED. It is locked from its
+  change to the commit, hence also before and while the sync writes the new table. So no key that a batch inserts is
+  under way in another transaction, and the batch waits for none. (FOR KEY SHARE does not exclude an update. The batch
+  would read the old value, then wait at the key until the application ends, while it holds keys that the application
+  may want next: a deadlock.)
+- A change that comes after the lock waits until the batch is committed, one batch at most.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from zdm_pipelines.dialects.postgres import keys
-from zdm_pipelines.dialects.postgres.copy_rows import CopyRowsSql, Elements
 from zdm_pipelines.dialects.postgres.expressions import expression, same
+from zdm_pipelines.dialects.postgres.held import Held
 from zdm_pipelines.dialects.postgres.kinds.extract_table.declared import Declared, Facts
-from zdm_pipelines.dialects.postgres.pair import Compared, PairSql
-from zdm_pipelines.model.capabilities import Pick, Until
+from zdm_pipelines.model.capabilities import ALL, Pick, Until
 from zdm_pipelines.model.names import fitted, quote
 from zdm_pipelines.model.values import Catalog, Column, Key, Statement
 
@@ -49,12 +58,17 @@ class ExtractSql:
         return self.tombstones[old] if self.tombstoned else old
 
     def named(self, what: str) -> str:
-        """A function of this migration, quoted."""
+        """A function or view of this migration, quoted."""
         return f"zdm.{quote(fitted(f'{what}_{self.name}'))}"
 
     @property
     def source(self) -> str:
         return self.catalog.table.sql
+
+    @property
+    def source_alias(self) -> str:
+        """The source's bare name, so that expressions may say users.profile."""
+        return quote(self.catalog.table.name)
 
     @property
     def table(self) -> str:
@@ -105,7 +119,31 @@ class ExtractSql:
         """The columns of the new table that hold the source's key, in the order of the source's."""
         return self.target.key[: len(self.catalog.key)]
 
+    def matched(self, alias: str) -> str:
+        """Predicate: a row of the new table belongs to the source row."""
+        return " AND ".join(
+            f"{alias}.{quote(t.name)} = {self.source_alias}.{quote(s.name)}"
+            for s, t in zip(self.catalog.key, self.key, strict=True)
+        )
+
     # -- what a source row says, and what the new table holds ------------------------------------------------
+
+    def declared(self, row: str) -> str:
+        """Columns of a source row under their declared names, behind all that it has."""
+        if not self.tombstoned:
+            return ""
+        return "".join(f", {row}.{quote(now)} AS {quote(old)}" for old, now in self.tombstones.items())
+
+    @property
+    def _source_rows(self) -> str:
+        if not self.tombstoned:
+            return f"ONLY {self.source}"
+        return f"(SELECT zdm_row.ctid, zdm_row.*{self.declared('zdm_row')} FROM ONLY {self.source} AS zdm_row)"
+
+    @property
+    def rows(self) -> str:
+        """The source as FROM item; old columns answer to their declared names."""
+        return f"{self._source_rows} AS {self.source_alias}"
 
     def absent(self, old: str) -> str:
         """What an old column holds where the new table has no row: what an insert that leaves it out gives."""
@@ -122,7 +160,7 @@ class ExtractSql:
         kept = []
         for old in self.change.olds:
             column = self.catalog.column(old)
-            held = f"{self.copy_alias}.{quote(old)}"
+            held = f"{self.source_alias}.{quote(old)}"
             unlike = (
                 f" AND NOT ({same(held, f'({column.default})', column.type)})" if column.default is not None else ""
             )
@@ -130,58 +168,53 @@ class ExtractSql:
         return " OR ".join(f"({part})" if " AND " in part else part for part in kept)
 
     @property
-    def _wrote(self) -> str:
-        """Which shape a write to the source is one of. New code inserts source rows, too, and deletes them."""
-        kept, changed = [], []
-        for old in self.change.olds:
-            column, now = self.catalog.column(old), quote(self.present(old))
-            kept.append(f"pg_catalog.record_image_ne(ROW(NEW.{now}), ROW({self.absent(old)}::{column.type}))")
-            changed.append(f"pg_catalog.record_image_ne(ROW(NEW.{now}), ROW(OLD.{now}))")
-        return (
-            f"CASE WHEN TG_OP = 'INSERT' AND ({' OR '.join(kept)}) "
-            f"OR TG_OP = 'UPDATE' AND ({' OR '.join(changed)}) THEN 'old' END"
-        )
+    def _elements(self) -> str:
+        """What gives the elements of a source row, as FROM item."""
+        array = f"nullif({expression(self.change.each or 'NULL')}::jsonb, 'null')"
+        return f"pg_catalog.jsonb_array_elements({array}) WITH ORDINALITY AS zdm_each (element, position)"
 
     @property
-    def copy_alias(self) -> str:
-        """The source's bare name, so that expressions may say users.profile."""
-        return quote(self.catalog.table.name)
+    def element_key(self) -> str:
+        """What tells the elements of a source row apart."""
+        apart = self.change.new.element_key
+        return expression(self.change.new.columns[apart].up if apart else f"position::{POSITION}")
 
     @property
-    def copy(self) -> CopyRowsSql:
-        """The copy from the source to the new table."""
-        elements = None
-        if self.change.each is not None:
-            told_apart = self.change.new.element_key
-            elements = Elements(
-                rows=f"pg_catalog.jsonb_array_elements(nullif({expression(self.change.each)}::jsonb, 'null')) "
-                "WITH ORDINALITY AS zdm_each (element, position)",
-                key=self.change.new.columns[told_apart].up if told_apart else f"position::{POSITION}",
-                unmoved=self.named("unmoved"),
-            )
-        plain = CopyRowsSql(
-            name=self.name,
-            migration_id=self.migration_id,
-            source=self.catalog,
-            target=self.target,
-            columns=self.columns,
-            reads=self.change.olds,
-            when=self.when,
-            elements=elements,
-            renamed=self.tombstones if self.tombstoned else {},
-            note=self.named("note"),
-            wrote=self._wrote,
-        )
-        return replace(plain, disagrees=self._disagrees(elements))
+    def given(self) -> str:
+        """What stands behind the source row in a FROM clause that gives a row for each row it says."""
+        return f" CROSS JOIN LATERAL {self._elements}" if self.many else ""
 
-    def said(self, elements: Elements | None) -> str:
+    @property
+    def mapped(self) -> str:
+        """What each column in `listed` gets."""
+        key = [f"{self.source_alias}.{quote(c.name)}" for c in self.catalog.key]
+        return ", ".join([*key, *([self.element_key] if self.many else []), *map(expression, self.columns.values())])
+
+    @property
+    def insert(self) -> str:
+        """The beginning of each statement that writes the new table."""
+        listed = ", ".join(map(quote, (*(c.name for c in self.target.key), *self.columns)))
+        return f"INSERT INTO {self.table} AS zdm_target ({listed})"
+
+    @property
+    def on_conflict(self) -> str:
+        """What precedes what is done about a row that is there."""
+        return f"ON CONFLICT ({keys.columns(self.target.key)}) DO"
+
+    @property
+    def taken_over(self) -> str:
+        """What is done about a row that is there: it becomes what the source says."""
+        return f"UPDATE SET {', '.join(f'{quote(c)} = EXCLUDED.{quote(c)}' for c in self.columns)}"
+
+    @property
+    def said(self) -> str:
         """What the source row says: its rows as text[], in order."""
-        values = [f"{expression(c.up)}::{c.type}" for n, c in self.change.new.columns.items() if n in self.columns]
-        if elements is None:
+        values = [f"{expression(up)}::{self.target.column(name).type}" for name, up in self.columns.items()]
+        if not self.many:
             return f"ARRAY(SELECT ROW({', '.join(values)})::text WHERE {expression(self.when)})"
-        first = f"{expression(elements.key)}::{self.target.key[-1].type}"
+        first = f"{self.element_key}::{self.target.key[-1].type}"
         return (
-            f"ARRAY(SELECT ROW({', '.join((first, *values))})::text FROM {elements.rows} "
+            f"ARRAY(SELECT ROW({', '.join((first, *values))})::text FROM {self._elements} "
             f"WHERE {expression(self.when)} ORDER BY {first})"
         )
 
@@ -195,22 +228,29 @@ class ExtractSql:
         ordered = f" ORDER BY zdm_target.{quote(self.element)}" if self.element else ""
         return f"ARRAY(SELECT {self._row('zdm_target')} FROM ONLY {self.table} AS zdm_target WHERE {matched}{ordered})"
 
-    def matched(self, alias: str) -> str:
-        """Predicate: a row of the new table belongs to the source row."""
-        return " AND ".join(
-            f"{alias}.{quote(t.name)} = {self.copy_alias}.{quote(s.name)}"
-            for s, t in zip(self.catalog.key, self.key, strict=True)
-        )
+    @property
+    def _downs(self) -> list[tuple[Column, str]]:
+        return [(self.catalog.column(old), expression(down)) for old, down in self.change.downs.items()]
 
-    def _disagrees(self, elements: Elements | None) -> str:
+    @property
+    def disagrees(self) -> str:
         """Predicate over a source row: the shapes disagree."""
-        back = " AND ".join(
-            same(f"{self.copy_alias}.{quote(old)}", expression(down), self.catalog.column(old).type)
-            for old, down in self.change.downs.items()
-        )
+        back = " AND ".join(same(f"{self.source_alias}.{quote(old.name)}", down, old.type) for old, down in self._downs)
         rows = f"FROM ONLY {self.table} AS {self.alias} WHERE {self.matched(self.alias)}"
         through_down = f"(SELECT {back} {rows})" if self.many else f"EXISTS (SELECT {rows} AND {back})"
-        return f"NOT ({self.said(elements)} = {self.held(self.matched('zdm_target'))} OR {through_down})"
+        return f"NOT ({self.said} = {self.held(self.matched('zdm_target'))} OR {through_down})"
+
+    @property
+    def uncopied(self) -> str:
+        """Predicate over a source row: it says rows, and the new table has none of it."""
+        says = [self.when, f"EXISTS (SELECT FROM {self._elements})"] if self.many else [self.when]
+        held = ", ".join(f"{quote(t.name)} AS zdm_{i}" for i, t in enumerate(self.key, 1))
+        at = " AND ".join(f"zdm_{i} = {self.source_alias}.{quote(s.name)}" for i, s in enumerate(self.catalog.key, 1))
+        return (
+            f"{' AND '.join(map(expression, says))} "
+            # Its columns are renamed: in here, too, names mean the source's columns.
+            f"AND NOT EXISTS (SELECT FROM (SELECT {held} FROM ONLY {self.table}) AS zdm_copy WHERE {at})"
+        )
 
     # -- batches ------------------------------------------------------------------------------------------
 
@@ -225,94 +265,151 @@ class ExtractSql:
     def back(self) -> None:
         """Nothing: the new table is dropped with what it holds."""
 
-    def batch(self, lower: Key | None, upper: Key | None, *, pick: Pick, repair: bool = False) -> list[Statement]:
-        """One batch. With `repair` first the rows go that no source row says."""
+    @property
+    def _sources(self) -> Held:
+        """The source rows of a batch. Locked so, they keep all else that writes the rows that they say away."""
+        return Held(number=0, source=self._source_rows, called=self.source_alias, strength="SHARE")
+
+    def batch(self, lower: Key | None, upper: Key | None, *, pick: Pick = ALL, repair: bool = False) -> list[Statement]:
+        """One batch. Rows that the application is changing are passed over."""
         interval, values = keys.between(self.catalog.key, lower, upper)
-        first = [
-            self.copy.remove_extra(lower, upper),
-            Statement(self._removed(interval, wait=False), values),
-        ]
-        return [*(first if repair else []), *self.copy.batch(lower, upper, repair=repair, pick=pick)]
+        waits = self._waits(repair)
+        chosen = f"{self.rows} WHERE {interval} AND {waits if pick.among is None else pick.among(waits)}"
+        locked = Statement(self._sources.lock(chosen, wait=False, limit=pick.limit), values)
+        return [*(self._remove_extra(lower, upper) if repair else []), locked, *self._write_held(repair)]
 
     def one(self, key: Key, *, repair: bool = False) -> list[Statement]:
         """The same for the one row at a key, which is waited for."""
         at = f"{keys.row(self.catalog.key)} = {keys.bound(self.catalog.key, 1)}"
-        first = [Statement(self._removed(at, wait=True), [list(key)])]
-        return [*(first if repair else []), *self.copy.one(key, repair=repair)]
+        locked = self._sources.lock(f"{self.rows} WHERE {at} AND {self._waits(repair)}", wait=True)
+        return [Statement(locked, [list(key)]), *self._write_held(repair)]
 
-    def _removed(self, at: str, *, wait: bool) -> str:
-        """Take away what source rows do not say: all rows of one, where there may be several."""
-        copy = self.copy
-        unsaid = copy.disagrees if self.many else f"NOT coalesce({expression(self.when)}, false) AND {copy.disagrees}"
-        locked = f"FOR SHARE OF {copy.alias}{'' if wait else ' SKIP LOCKED'}"
-        held = " AND ".join(
-            f"zdm_target.{quote(t.name)} = zdm_batch.{quote(s.name)}"
-            for s, t in zip(self.catalog.key, self.key, strict=True)
+    def _waits(self, repair: bool) -> str:
+        return self.disagrees if repair else self.uncopied
+
+    def _write_held(self, repair: bool) -> list[Statement]:
+        """Write what the held source rows say, as far as they still wait: new code may have written meanwhile."""
+        held, first, then = self._sources.held, [], "NOTHING"
+        if repair:
+            unsaid = "true" if self.many else f"NOT coalesce({expression(self.when)}, false)"
+            first = [
+                self._sources.keep(f"{self.rows} WHERE {held} AND {self.disagrees}"),
+                f"DELETE FROM ONLY {self.table} AS zdm_target USING {self.rows} "
+                f"WHERE {self.matched('zdm_target')} AND {held} AND {unsaid}",
+            ]
+            then = self.taken_over
+        rows = f"{held} AND {expression(self.when) if repair else self.uncopied}"
+        written = (
+            f"{self.insert} SELECT {self.mapped}\nFROM {self.rows}{self.given}\nWHERE {rows}\n{self.on_conflict} {then}"
         )
-        return f"""\
-WITH zdm_batch AS MATERIALIZED (
-  SELECT {keys.columns(self.catalog.key)} FROM {copy.rows}
-  WHERE {at} AND {unsaid}
-  {locked}
-)
-DELETE FROM ONLY {self.table} AS zdm_target USING zdm_batch WHERE {held}"""
+        return [Statement(statement) for statement in (*first, written)]
+
+    def _remove_extra(self, lower: Key | None, upper: Key | None) -> list[Statement]:
+        """Delete the rows of the new table without a source row.
+
+        A source row that is inserted meanwhile waits, or its sync has locked the row, or it writes the row anew.
+        """
+        interval, values = keys.between(self.key, lower, upper)
+        extra = Held(number=1, source=f"ONLY {self.table}")
+        nobodys = (
+            f"NOT EXISTS (SELECT FROM ONLY {self.source} AS {self.source_alias} WHERE {self.matched(extra.alias)})"
+        )
+        return [
+            Statement(extra.lock(f"{extra.table} WHERE {interval} AND {nobodys}", wait=False), values),
+            Statement(extra.keep(f"{extra.table} WHERE {extra.held} AND {nobodys}")),
+            Statement(extra.delete()),
+        ]
 
     def waiting(self, lower: Key | None, upper: Key | None, *, repair: bool = False) -> Statement:
         """How many source rows of an interval wait."""
-        return self.copy.waiting(lower, upper, repair=repair)
+        interval, values = keys.between(self.catalog.key, lower, upper)
+        return Statement(f"SELECT count(*) FROM {self.rows} WHERE {interval} AND {self._waits(repair)}", values)
 
     def waiting_keys(self, lower: Key | None, upper: Key | None, *, limit: int, repair: bool = False) -> Statement:
         """The first keys of them."""
-        return self.copy.waiting_keys(lower, upper, limit=limit, repair=repair)
+        interval, values = keys.between(self.catalog.key, lower, upper)
+        return Statement(
+            f"SELECT {keys.as_text(self.catalog.key)} FROM {self.rows} WHERE {interval} AND {self._waits(repair)} "
+            f"ORDER BY {keys.columns(self.catalog.key)} LIMIT {limit}",
+            values,
+        )
 
     # -- parity -------------------------------------------------------------------------------------------
 
-    @property
-    def pair(self) -> PairSql:
-        """Both tables, row by row; where a source row says several rows, all of them are compared as one."""
-        copy, downs = self.copy, self.change.downs
-        if self.many:
-            said = self.said(copy.elements)
-            rows, wanted = self._grouped(), f"cardinality({said}) > 0"
-            compared = [Compared(old=said, new="zdm_held", type="text[]")]
-            downs = {old: f"zdm_down_{i}" for i, old in enumerate(downs, 1)}
-        else:
-            types = {c.name: c.type for c in self.target.columns}
-            rows, wanted = f"ONLY {self.table} AS {self.alias}", self.when
-            compared = [Compared(old=up, new=quote(name), type=types[name]) for name, up in self.columns.items()]
-        return PairSql(
-            old=self.catalog,
-            new=replace(self.target, key=self.key),
-            compared=compared,
-            back=[
-                Compared(old=f"{copy.alias}.{quote(old)}", new=down, type=self.catalog.column(old).type)
-                for old, down in downs.items()
-            ],
-            wanted=wanted,
-            old_rows=copy.rows,
-            new_rows=rows,
-        )
+    def _joined(self, of_source: str, of_new: str) -> str:
+        """Both tables as FROM clause, joined by key: what each source row says beside what the new table holds.
 
-    def _grouped(self) -> str:
-        """The new table as a FROM item with one row for each source row: what it holds, and what `down` gives of it."""
-        key, order = keys.columns(self.key), f"{self.alias}.{quote(self.target.key[-1].name)}"
-        listed = [key, f"array_agg({self._row(self.alias)} ORDER BY {order}) AS zdm_held"]
-        listed += [f"{expression(down)} AS zdm_down_{i}" for i, down in enumerate(self.change.downs.values(), 1)]
-        return f"(SELECT {', '.join(listed)} FROM ONLY {self.table} AS {self.alias} GROUP BY {key}) AS {self.alias}"
+        Args:
+            of_source: predicate over the source's rows; the others are left out.
+            of_new: predicate over the new table's rows.
+        """
+        old_key, new_key = (
+            [f"{quote(c.name)} AS zdm_key_{i}" for i, c in enumerate(key, 1)] for key in (self.catalog.key, self.key)
+        )
+        olds = [f"{self.source_alias}.{quote(c.name)} AS zdm_old_{i}" for i, (c, _) in enumerate(self._downs, 1)]
+        downs = [f"{down} AS zdm_down_{i}" for i, (_, down) in enumerate(self._downs, 1)]
+        held, grouped = f"ARRAY[{self._row(self.alias)}]", ""
+        if self.many:
+            held = f"array_agg({self._row(self.alias)} ORDER BY {self.alias}.{quote(self.target.key[-1].name)})"
+            grouped = f" GROUP BY {keys.columns(self.key)}"
+        old = f"SELECT {', '.join((*old_key, *olds))}, {self.said} AS zdm_said FROM {self.rows} WHERE {of_source}"
+        new = (
+            f"SELECT {', '.join((*new_key, *downs))}, {held} AS zdm_held FROM ONLY {self.table} AS {self.alias} "
+            f"WHERE {of_new}{grouped}"
+        )
+        on = " AND ".join(f"zdm_source.zdm_key_{i} = zdm_new.zdm_key_{i}" for i, _ in enumerate(self.key, 1))
+        return f"({old}) AS zdm_source\nFULL JOIN ({new}) AS zdm_new ON {on}"
+
+    def _verdicts(self) -> dict[str, str]:
+        """Predicates over a joined row."""
+        # The key is compared, too: what `=` matches may be another text.
+        keys_alike = [
+            same(f"zdm_source.zdm_key_{i}", f"zdm_new.zdm_key_{i}", c.type) for i, c in enumerate(self.key, 1)
+        ]
+        alike = " AND ".join(["zdm_said = zdm_held", *keys_alike])
+        back = " AND ".join(
+            [*(same(f"zdm_old_{i}", f"zdm_down_{i}", c.type) for i, (c, _) in enumerate(self._downs, 1)), *keys_alike]
+        )
+        both, says = "zdm_said IS NOT NULL AND zdm_held IS NOT NULL", "cardinality(zdm_said) > 0"
+        return {
+            "missing": f"{says} AND zdm_held IS NULL",
+            "extra": f"zdm_said IS NULL OR {both} AND NOT ({says}) AND NOT ({back})",
+            "different": f"{both} AND {says} AND NOT ({alike} OR {back})",
+            "through_down": f"{both} AND {back} AND NOT ({says} AND {alike})",
+        }
+
+    def _between(self, lower: Key | None, upper: Key | None) -> tuple[str, list[list[str]]]:
+        of_source, values = keys.between(self.catalog.key, lower, upper)
+        return self._joined(of_source, keys.between(self.key, lower, upper)[0]), values
 
     def compare(self, lower: Key | None, upper: Key | None) -> Statement:
         """Counts: rows, missing, extra, different, agreeing through `down` only, not copied."""
-        return self.pair.verdict(lower, upper)
+        joined, values = self._between(lower, upper)
+        verdicts = self._verdicts()
+        counts = ",\n  ".join(f"count(*) FILTER (WHERE {v})" for v in (*verdicts.values(), verdicts["missing"]))
+        return Statement(f"SELECT count(*),\n  {counts}\nFROM {joined}", values)
 
     def mismatched_keys(self, category: str, lower: Key | None, upper: Key | None, *, limit: int) -> Statement:
         """The first keys of one category."""
-        return self.pair.mismatched_keys(category, lower, upper, limit=limit)
+        joined, values = self._between(lower, upper)
+        key = [f"coalesce(zdm_source.zdm_key_{i}, zdm_new.zdm_key_{i})" for i, _ in enumerate(self.key, 1)]
+        return Statement(
+            f"SELECT ARRAY[{', '.join(f'{k}::text' for k in key)}] FROM {joined}\n"
+            f"WHERE {self._verdicts()[category]} ORDER BY {', '.join(key)} LIMIT {limit}",
+            values,
+        )
 
     def touched_disagreeing(self) -> str:
         """Take the keys recorded so far ($1: migration id); how many there were, how many of them disagree."""
+        of_source, of_new = (
+            " AND ".join(f"{quote(c.name)} = (zdm_taken.key)[{i}]::{c.type}" for i, c in enumerate(key, 1))
+            for key in (self.catalog.key, self.key)
+        )
+        verdicts = self._verdicts()
+        wrong = " OR ".join(expression(verdicts[category]) for category in ("missing", "extra", "different"))
         return (
             "WITH zdm_touched AS (DELETE FROM zdm.touched WHERE migration_id = $1 RETURNING key), "
             "zdm_taken AS MATERIALIZED (SELECT DISTINCT key FROM zdm_touched) "
             "SELECT (SELECT count(*) FROM zdm_taken), (SELECT count(*) FROM zdm_taken CROSS JOIN LATERAL "
-            f"({self.pair.disagreeing_at('zdm_taken')}) AS zdm_bad)"
+            f"(SELECT FROM {self._joined(of_source, of_new)}\nWHERE {wrong}) AS zdm_bad)"
         )

@@ -6,9 +6,8 @@ from dataclasses import dataclass, replace
 
 from zdm_pipelines.dialects.postgres import builds
 from zdm_pipelines.dialects.postgres import catalog as catalogs
-from zdm_pipelines.dialects.postgres.builds import HARMLESS, SHORT, text
+from zdm_pipelines.dialects.postgres.builds import SHORT
 from zdm_pipelines.dialects.postgres.connection import Connection
-from zdm_pipelines.dialects.postgres.copy_rows import EVENTS
 from zdm_pipelines.dialects.postgres.expressions import expression
 from zdm_pipelines.dialects.postgres.indexes import Index
 from zdm_pipelines.dialects.postgres.kinds.extract_table.sql import ExtractSql
@@ -107,20 +106,33 @@ class ExtractSteps:
         return steps
 
     def _check(self) -> list[Step]:
+        view = self.sql.named("source")
         return [
+            Step(
+                name=f"create view {view}",
+                sql=self._sync.make.lockable(),
+                reason="whoever may write the new table locks source rows by it, and nobody else",
+                lock="ACCESS SHARE: reads and writes go on",
+                undo=f"DROP VIEW IF EXISTS {view}",
+            ),
+            Step(
+                name=f"let everybody use {view}",
+                sql=f"GRANT SELECT, UPDATE ON {view} TO PUBLIC",
+                reason="a lock needs the right to update, though nothing can be updated by it",
+                lock="none",
+            ),
             Step(
                 name="lock source rows before rows of the new table",
                 sql=self._sync.create_check(),
                 reason="both directions lock in one order, so that they do not deadlock",
                 lock=_UNKNOWN,
                 undo=f"ALTER TABLE IF EXISTS {self.sql.table} DROP CONSTRAINT IF EXISTS {quote(self._sync.check)}",
-            )
+            ),
         ]
 
     def _triggers(self) -> list[Step]:
-        copy = self.sql.copy
-        made = [(self.sql.table, name, create) for name, create in self._sync.triggers.items()]
-        made += [(self.sql.source, copy.trigger(event), copy.create_trigger(event)) for event in EVENTS]
+        made = [(self.sql.table, name, create) for name, create in self._sync.of_new.items()]
+        made += [(self.sql.source, name, create) for name, create in self._sync.of_source.items()]
         steps = []
         for table, name, create in made:
             steps.append(
@@ -178,16 +190,6 @@ class ExtractSteps:
         for name, column in new.columns.items():
             if not column.nullable and name not in {c.name for c in self.sql.target.key}:
                 steps += builds.not_null(table, name)
-        steps.append(
-            Step(
-                name=f"gather statistics of {self.sql.table}",
-                sql=f"ANALYZE {self.sql.table}",
-                reason="so that the first query on the new table is planned as well as later ones",
-                lock=HARMLESS,
-                done_when=f"SELECT reltuples >= 0 FROM pg_class WHERE oid = {text(self.sql.table)}::regclass",
-                in_transaction=False,
-            )
-        )
         return steps
 
     @property
@@ -283,16 +285,16 @@ class ExtractSteps:
     def triggers(self) -> dict[int, tuple[str, ...]]:
         """The sync triggers of both tables; 0 stands for a table that expand is yet to create."""
         return {
-            self.sql.catalog.oid: tuple(map(self.sql.copy.trigger, EVENTS)),
-            self.created: tuple(self._sync.triggers),
+            self.sql.catalog.oid: tuple(self._sync.of_source),
+            self.created: tuple(self._sync.of_new),
         }
 
     def note(self, notes: Notes) -> Step:
         """Make the sync record keys from now on; the undo is the function as it stands."""
         return Step(
             name="record the keys of rows written from now on",
-            sql=self._sync.note(track_until=notes.track_until),
+            sql=self._sync.make.note(track_until=notes.track_until),
             reason="so that under the lock only these are compared again, not the whole table",
             lock="none",
-            undo=self._sync.note(),
+            undo=self._sync.make.note(),
         )

@@ -18,10 +18,6 @@ from zdm_pipelines.model.values import Catalog
 
 _OLD, _NEW = "pg_temp.zdm_old_shape", "pg_temp.zdm_new_shape"
 
-_REFERENCED = """
-SELECT conname, conrelid::regclass::text FROM pg_constraint
-WHERE confrelid = $1 AND contype = 'f' AND $2::smallint = ANY (confkey)"""
-
 _INDEXES = """
 SELECT DISTINCT c.relname FROM pg_depend d JOIN pg_index i ON i.indexrelid = d.objid JOIN pg_class c ON c.oid = d.objid
 WHERE d.classid = 'pg_class'::regclass AND d.refobjid = $1 AND d.refobjsubid = $2 ORDER BY 1"""
@@ -87,7 +83,7 @@ class _Survey:
             if volatile := catalogs.volatile_functions(self.conn, old.default or ""):
                 fact = f"has a default that calls {', '.join(volatile)}, so that no value cannot be told from one"
                 self.refuse(thing, fact, "set another default")
-            for name, other in query(self.conn, _REFERENCED, [self.catalog.oid, old.number]):
+            for name, other in catalogs.referenced(self.conn, self.catalog.oid, old):
                 self.refuse(thing, f"is referenced by {other} (foreign key {name})", "move that foreign key first")
             for name in catalogs.dependents(self.conn, self.catalog.oid, old.number):
                 self.warnings.append(f"{name} reads {quote(old.name)}: contract is refused while it does")
@@ -250,7 +246,7 @@ class _Survey:
             with attempt(self.conn):
                 says = scalar(
                     self.conn,
-                    f"SELECT {sql.said(sql.copy.elements)} <> '{{}}' FROM (SELECT {listed}) AS {sql.copy_alias}",
+                    f"SELECT {sql.said} <> '{{}}' FROM (SELECT {listed}) AS {sql.source_alias}",
                 )
         except psycopg.Error as error:
             self.warnings.append(f"up, when or each fails for old columns that hold nothing ({safe(error)})")
@@ -278,13 +274,8 @@ def survey(conn: Connection, table: TableName, change: Declared) -> tuple[Catalo
             raise catalogs.missing_column(found.columns, found.table, old)
     if any("temporary" in p.fact for p in lacking):
         return found, Facts(), lacking
-    if scalar(conn, "SELECT row_security_active($1::oid)", [found.oid]):
-        # Rows that we do not see would be neither copied nor compared.
-        raise Problem(
-            f"table {found.table}",
-            "has row-level security that may hide rows from our role",
-            "connect as a role with BYPASSRLS, or as the owner without FORCE ROW LEVEL SECURITY",
-        )
+    for hidden in catalogs.hidden_rows(conn, found.table, found.oid):
+        raise hidden
     job = _Survey(conn, change, found)
     job.run()
     return job.catalog, job.facts, lacking + job.problems

@@ -24,10 +24,6 @@ SELECT format_type(a.atttypid, a.atttypmod), a.attnotnull OR a.attgenerated <> '
        (SELECT count(*) FROM pg_attribute WHERE attrelid = a.attrelid AND attnum > 0)
 FROM pg_attribute a WHERE a.attrelid = '{COPY}'::regclass AND a.attname = $1"""
 
-_REFERENCED = """
-SELECT conname, conrelid::regclass::text FROM pg_constraint
-WHERE confrelid = $1 AND contype = 'f' AND $2::smallint = ANY (confkey)"""
-
 
 class _Survey:
     def __init__(self, conn: Connection, change: Declared, found: Catalog) -> None:
@@ -91,7 +87,7 @@ class _Survey:
                 )
         if any(c.name == self.new.name for c in self.catalog.columns):
             self.refuse(f"column {quote(self.new.name)} of {table}", "exists already", "choose another name for new")
-        for name, other in query(self.conn, _REFERENCED, [self.catalog.oid, old.number]):
+        for name, other in catalogs.referenced(self.conn, self.catalog.oid, old):
             self.refuse(thing, f"is referenced by {other} (foreign key {name})", "move that foreign key first")
         for name in catalogs.dependents(self.conn, self.catalog.oid, old.number):
             self.warnings.append(f"{name} reads {quote(old.name)}: contract is refused while it does")
@@ -234,12 +230,7 @@ def survey(conn: Connection, table: TableName, change: Declared) -> tuple[Catalo
         raise catalogs.missing_column(found.columns, found.table, change.old)
     if any("temporary" in p.fact for p in lacking):
         return found, Facts(), lacking
-    if scalar(conn, "SELECT row_security_active($1::oid)", [found.oid]):
-        # Rows that we do not see would be neither moved nor compared.
-        raise Problem(
-            f"table {found.table}",
-            "has row-level security that may hide rows from our role",
-            "connect as a role with BYPASSRLS, or as the owner without FORCE ROW LEVEL SECURITY",
-        )
+    for hidden in catalogs.hidden_rows(conn, found.table, found.oid):
+        raise hidden
     job = _Survey(conn, change, found)
     return job.run(), job.facts, lacking + job.problems

@@ -1,2 +1,0 @@
--- set: One setting of this session.
-SELECT set_config($1, $2, false);
