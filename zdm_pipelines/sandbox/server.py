@@ -228,7 +228,8 @@ class Server:
 
     def create_database(self, name: str, template: str | None = None) -> str:
         """Create a database, perhaps as a copy of another, and return its URL."""
-        statement = sql.SQL("CREATE DATABASE {}").format(sql.Identifier(name))
+        # Copying files takes a fraction of the time that sending each block of the template through the WAL takes.
+        statement = sql.SQL("CREATE DATABASE {} STRATEGY file_copy").format(sql.Identifier(name))
         if template is not None:
             statement += sql.SQL(" TEMPLATE {}").format(sql.Identifier(template))
         with psycopg.connect(self.url(), autocommit=True) as connection:
