@@ -29,7 +29,7 @@ def _plan(m: Migration) -> str:
 
 
 def _expand(m: Migration) -> str:
-    return "Then cuts the table into ranges: the partitions of the row work." if m.lifecycle.row_phase else ""
+    return "Cuts the table into ranges: the partitions of the row work." if m.lifecycle.row_phase else ""
 
 
 def _ranges(m: Migration) -> str:
@@ -42,7 +42,7 @@ def _ranges(m: Migration) -> str:
 
 
 def _validate(m: Migration) -> str:
-    again = " and the failure names the ranges to materialize again" if m.lifecycle.row_phase else ""
+    again = " and the failure names the ranges to materialize again" if m.lifecycle.row_phase is Phase.BACKFILL else ""
     return f"When a check fails, nothing is materialized{again}."
 
 
@@ -75,7 +75,8 @@ def _contract(m: Migration) -> str:
 
 def _drop(m: Migration) -> str:
     kept = as_declared(m.contract.tombstone_window, Unit.SECONDS)
-    return f"Ends the migration, {kept} after the last row went at the earliest."
+    last = kind_of(m).words(m).last
+    return f"Ends the migration, {kept} after the last row went at the earliest. When it is materialized: {last}."
 
 
 _GENERAL = {

@@ -41,7 +41,9 @@ class TuneConfig(dg.Config):
 
 
 def of_migration(migration: Migration) -> list[dg.JobDefinition]:
-    """The jobs pause_<name>, resume_<name> and tune_<name>."""
+    """The jobs pause_<name>, resume_<name> and tune_<name>; none without row work, for nothing else heeds a hold."""
+    if migration.lifecycle.row_phase is None:
+        return []
 
     def pause_(context: dg.OpExecutionContext, config: PauseConfig) -> None:
         work = context_of(context, migration)
@@ -75,7 +77,7 @@ def of_migration(migration: Migration) -> list[dg.JobDefinition]:
     name = migration.name
     return [
         jobs.of_verb(
-            migration, "pause", pause_, f"Stops the backfill of {name} at its next batch, until it is resumed."
+            migration, "pause", pause_, f"Stops the row work of {name} at its next batch, until it is resumed."
         ),
         jobs.of_verb(migration, "resume", resume, f"Lifts an operator's hold on {name}; others, of signals say, stay."),
         jobs.of_verb(migration, "tune", tune, f"Changes batch size, rest and limits of {name} while it works."),

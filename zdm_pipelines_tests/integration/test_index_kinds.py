@@ -33,6 +33,8 @@ def test_add_index_through_dagster(tmp_path: Path, app_database: str, monkeypatc
     assert {k for k in defs.resolve_asset_graph().get_all_asset_keys() if k.path[0] == NAME} == {
         key("plan"), key("validate")
     }  # fmt: skip
+    jobs = {job.name for job in defs.get_repository_def().get_all_jobs()}
+    assert {name for name in jobs if name.endswith(NAME)} == {f"rollback_{NAME}"}
     with dg.DagsterInstance.ephemeral() as instance:
         chain = InProcess(defs, app_database, instance)
         chain.walk("plan")
@@ -73,6 +75,7 @@ def test_indexes_through_the_command(zdm: Say, declare: Callable[[dict[str, Any]
     assert state(zdm, "add_index") == "planned"
     zdm("run", "add_index")
     assert (built(database_of), state(zdm, "add_index")) == (True, "validated")
+    assert "moves no rows, so that a hold would stop nothing" in zdm("pause", "add_index", status=1).stderr
     assert "index users_by_name is dropped" in zdm("rollback", "add_index", "--to", "rolled_back", "-y").output
     assert (built(database_of), state(zdm, "add_index")) == (False, "rolled_back")
     zdm("run", "add_index")

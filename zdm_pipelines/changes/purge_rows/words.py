@@ -45,7 +45,7 @@ def words(migration: Migration, change: PurgeRows) -> Words:
         old=old,
         new=f"archive {archive}" if archive is not None else "nothing",
         phases={
-            Phase.EXPAND: f"{expand}Computes the values of `once` and cuts `{table}` into ranges.",
+            Phase.EXPAND: f"{expand}Computes the values of `once`.",
             Phase.VALIDATE: f"Counts the rows where `{change.where}` in each range of `{table}`: the dry run.",
             Phase.CONTRACT: f"Deletes the rows of `{table}` where `{change.where}`, batch by batch{children}{kept}.",
         },
