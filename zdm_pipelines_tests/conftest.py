@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 from collections.abc import Iterator
 from itertools import count
 from pathlib import Path
@@ -22,6 +23,13 @@ settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "test"))
 _FAST = {"fsync": "off", "full_page_writes": "off"}  # tests kill processes, never the machine
 
 _numbers = count(1)
+
+
+@pytest.fixture(autouse=True)
+def _no_storage_of_an_earlier_instance() -> None:
+    """Dagster keeps the current storage of definitions; instances left out of order leave one behind that is gone."""
+    if (storages := sys.modules.get("dagster._core.storage.defs_state.base")) is not None:
+        storages._current_storage.set(None)
 
 
 @pytest.fixture

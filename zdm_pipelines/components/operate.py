@@ -41,7 +41,7 @@ class TuneConfig(dg.Config):
 
 
 def of_migration(migration: Migration) -> list[dg.JobDefinition]:
-    """The jobs pause_<name>, resume_<name> and tune_<name>; none without row work, for nothing else heeds a hold."""
+    """The jobs pause_<name>, resume_<name> and tune_<name>; none without row work, whose batches alone heed a hold."""
     if migration.lifecycle.row_phase is None:
         return []
 

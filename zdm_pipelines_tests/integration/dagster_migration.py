@@ -12,7 +12,6 @@ import psycopg
 import pytest
 import yaml
 from dagster._core.execution.execute_in_process_result import ExecuteInProcessResult
-from dagster._core.storage.defs_state.base import _current_storage
 
 NAME = "users_display_name"
 RANGES = f"{NAME}_ranges"
@@ -154,9 +153,6 @@ def refusal(result: ExecuteInProcessResult) -> str:
 
 def load(folder: Path, monkeypatch: pytest.MonkeyPatch) -> dg.Definitions:
     """The definitions of a project's folder."""
-    # Dagster's current storage of definitions; instances that are left in another order than they were entered
-    # leave one behind that is gone.
-    _current_storage.set(None)
     monkeypatch.syspath_prepend(str(folder))
     for module in [m for m in sys.modules if m == "shop" or m.startswith("shop.")]:
         monkeypatch.delitem(sys.modules, module)
