@@ -162,6 +162,29 @@ def test_an_old_transaction_is_named_and_plain_batches_go_on(database: str) -> N
     validated(m, database)
 
 
+def test_strides_come_back_when_the_old_transaction_has_ended(database: str) -> None:
+    table(database)
+    m = migration(range_rows=100_000)
+    expanded(m, database)
+    batches: list[Moved] = []
+    with psycopg.connect(database) as old:
+        old.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ")
+        old.execute("SELECT count(*) FROM people")
+
+        def batch(moved: Moved) -> None:
+            batches.append(moved)
+            if sum(each.rows for each in batches) > 8_000 and not old.closed:
+                old.close()
+                time.sleep(0.3)  # longer than between two looks
+
+        backfilled(m, database, batch=batch)
+    early = [each for each in batches[:40] if each.rows]
+    late = batches[-40:]
+    assert hot_ratio(early) < 0.2
+    assert hot_ratio(late) > 0.4
+    validated(m, database)
+
+
 def test_a_server_that_counts_nothing(database: str) -> None:
     name = one(database, "SELECT current_database()")
     sql(database, f'ALTER DATABASE "{name}" SET track_counts = off')

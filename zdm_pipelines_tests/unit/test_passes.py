@@ -72,13 +72,21 @@ class Clock:
 
 
 class Facts:
-    """A session of a server that is asked two things only."""
+    """A session of a server that is asked a few things only."""
 
     def __init__(self, *, counted: bool = True) -> None:
-        self._answers = {"strides.counted": counted, "strides.pinned": "replication slot s"}
+        self.kept = True
+        self.asked = 0
+        self._answers = {
+            "strides.counted": counted, "strides.pinned": "replication slot s", "strides.next_transaction": 7
+        }  # fmt: skip
 
-    def value(self, name: str) -> Any:
-        return self._answers[name]
+    def value(self, name: str, *values: Any) -> Any:
+        if name != "strides.kept":
+            return self._answers[name]
+        assert values == ("7",)
+        self.asked += 1
+        return self.kept
 
 
 @pytest.fixture
@@ -88,32 +96,58 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     return clock
 
 
-def test_plain_for_a_while_when_nothing_moves_in_place(clock: Clock) -> None:
+def test_plain_until_dead_rows_can_be_removed(clock: Clock) -> None:
     said: list[str] = []
-    striding, conn = strides.Strides(lambda: 8, tell=said.append), cast("Any", Facts())
+    facts = Facts()
+    striding, conn = strides.Strides(lambda: 8, tell=said.append), cast("Any", facts)
     for _ in range(20):
         striding.moved(conn, 0, 1_000, 0)  # a first pass says nothing
     for _ in range(4):
         striding.moved(conn, 1, 1_000, 0)
-    assert striding.passes == 8
+    assert striding.passes(conn) == 8
     striding.moved(conn, 2, 1_000, 400)
-    assert striding.passes == 1
+    assert [striding.passes(conn) for _ in range(3)] == [1, 1, 1]
+    assert facts.asked == 0
     assert said == [
-        "only 8% of the rows move in place, plain batches for 60 s: dead rows cannot be removed, "
-        "held by replication slot s"
+        "only 8% of the rows move in place, plain batches until dead rows can be removed, "
+        "which are held by replication slot s"
     ]
-    clock.now += 61
-    assert striding.passes == 8
+    clock.now += 0.3
+    assert [striding.passes(conn) for _ in range(3)] == [1, 1, 1]
+    assert facts.asked == 1
+    facts.kept = False
+    clock.now += 0.3
+    assert striding.passes(conn) == 8
     for _ in range(50):
         striding.moved(conn, 1, 1_000, 700)
-    assert striding.passes == 8
+    assert striding.passes(conn) == 8
     assert len(said) == 1
+
+
+def test_strides_are_tried_less_often_where_something_else_keeps_dead_rows_each_time(clock: Clock) -> None:
+    said: list[str] = []
+    facts = Facts()
+    facts.kept = False
+    striding, conn = strides.Strides(lambda: 8, tell=said.append), cast("Any", facts)
+    rests = []
+    for _ in range(8):
+        striding.moved(conn, 1, 5_000, 0)
+        begun = clock.now
+        while striding.passes(conn) == 1:
+            clock.now += 0.25
+        rests.append(clock.now - begun)
+    assert rests == [0.25, 0.5, 1.0, 2.0, 4.0, 8.0, 8.0, 8.0]
+    assert len(said) == 1
+    striding.moved(conn, 1, 5_000, 5_000)
+    striding.moved(conn, 1, 5_000, 0)
+    clock.now += 0.25
+    assert striding.passes(conn) == 8
 
 
 @pytest.mark.usefixtures("clock")
 def test_a_server_that_does_not_count_says_nothing() -> None:
     said: list[str] = []
-    striding = strides.Strides(lambda: 8, tell=said.append)
+    striding, conn = strides.Strides(lambda: 8, tell=said.append), cast("Any", Facts(counted=False))
     for _ in range(20):
-        striding.moved(cast("Any", Facts(counted=False)), 1, 1_000, 0)
-    assert (striding.passes, said) == (8, [])
+        striding.moved(conn, 1, 1_000, 0)
+    assert (striding.passes(conn), said) == (8, [])

@@ -19,7 +19,7 @@ FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace WHERE c.oid = $1;
 -- pinned: Whatever keeps dead rows from being removed: a snapshot, a prepared transaction, feedback of a replica or slot.
 SELECT who FROM (
   SELECT backend_xmin AS xmin, format('the transaction of %s (pid %s), open for %s',
-    coalesce(nullif(application_name, ''), usename::text, 'a session'), pid,
+    coalesce(nullif(application_name, ''), usename::text, backend_type), pid,
     date_trunc('second', clock_timestamp() - xact_start)) AS who
   FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid() AND backend_xmin IS NOT NULL
   UNION ALL SELECT backend_xmin, 'feedback of replica ' || application_name FROM pg_stat_replication
@@ -27,6 +27,21 @@ SELECT who FROM (
     WHERE database = current_database()
   UNION ALL SELECT xmin, 'replication slot ' || slot_name FROM pg_replication_slots
 ) AS pins WHERE xmin IS NOT NULL ORDER BY age(xmin) DESC LIMIT 1;
+
+-- next_transaction: The number of the next transaction.
+SELECT pg_snapshot_xmax(pg_current_snapshot())::text;
+
+-- kept: Whether a row that was dead before a transaction ($1) began may still be seen by somebody. A running VACUUM
+-- keeps no rows of others, although it has a snapshot.
+SELECT EXISTS (
+  SELECT FROM (
+    SELECT backend_xmin FROM pg_stat_activity a WHERE datname = current_database() AND pid <> pg_backend_pid()
+      AND NOT EXISTS (SELECT FROM pg_stat_progress_vacuum v WHERE v.pid = a.pid)
+    UNION ALL SELECT backend_xmin FROM pg_stat_replication
+    UNION ALL SELECT transaction FROM pg_prepared_xacts WHERE database = current_database()
+    UNION ALL SELECT xmin FROM pg_replication_slots
+  ) AS pins (xmin)
+  WHERE xmin IS NOT NULL AND age(xmin) > age($1::text::xid8::xid));
 
 -- counted: Whether the server counts the rows that move in place.
 SELECT current_setting('track_counts')::boolean;

@@ -18,7 +18,8 @@ _SMALL = 100  # pages of a table whose rows are moved before strides pay
 _SCATTERED = 0.5  # correlation below which a batch takes few rows of each page anyway
 _ENOUGH = 5_000  # rows of later passes that tell whether they move in place
 _WORTH = 0.1  # share of these rows that must move in place for strides to go on
-_REST = 60.0  # seconds of plain batches before strides are tried again
+_LOOK = 0.25  # seconds between looks whether what kept dead rows has gone
+_LONGEST_REST = 8.0  # seconds of plain batches, where something else keeps dead rows each time they are tried again
 
 
 def choose(heap: Heap | None) -> int:
@@ -41,7 +42,7 @@ def choose(heap: Heap | None) -> int:
 
 
 class Strides:
-    """The passes of a run, shared by its workers. Plain for a while when dead rows cannot be removed.
+    """The passes of a run, shared by its workers. Plain while dead rows cannot be removed.
 
     Args:
         passes: of the next window, as declared or chosen.
@@ -52,12 +53,19 @@ class Strides:
         self._tell = tell
         self._lock = threading.Lock()
         self._rows = self._hot = 0
-        self._plain_until = 0.0
+        self._kept_until: str | None = None  # the transaction that must be older than all that is kept; None: strides
+        self._rest = _LOOK
+        self._next_look = 0.0
+        self._told = False
 
-    @property
-    def passes(self) -> int:
-        """Of the next window."""
-        return 1 if time.monotonic() < self._plain_until else self._passes()
+    def passes(self, conn: Session) -> int:
+        """Of the next window; while batches are plain, looks now and then whether they need not be any more."""
+        with self._lock:
+            if self._kept_until is not None and time.monotonic() >= self._next_look:
+                self._next_look = time.monotonic() + _LOOK
+                if not conn.value("strides.kept", self._kept_until):
+                    self._kept_until = None
+            return self._passes() if self._kept_until is None else 1
 
     def moved(self, conn: Session, number: int, rows: int, hot: int) -> None:
         """Learn from a batch.
@@ -74,11 +82,19 @@ class Strides:
             if self._rows < _ENOUGH:
                 return
             share, self._rows, self._hot = self._hot / self._rows, 0, 0
-            if share >= _WORTH or not conn.value("strides.counted"):
+            if share >= _WORTH:
+                self._rest = _LOOK
                 return
-            self._plain_until = time.monotonic() + _REST
-        why = conn.value("strides.pinned")
-        self._tell(
-            f"only {share:.0%} of the rows move in place, plain batches for {_REST:.0f} s: dead rows cannot be removed"
-            + (f", held by {why}" if why else "")
-        )
+            if self._kept_until is not None or not conn.value("strides.counted"):
+                return
+            # Whatever began before this moment is waited for: an ANALYZE for a second, a report for an hour.
+            self._kept_until = str(conn.value("strides.next_transaction"))
+            self._next_look = time.monotonic() + self._rest
+            self._rest = min(_LONGEST_REST, self._rest * 2)
+            told, self._told = self._told, True
+        if not told:
+            why = conn.value("strides.pinned")
+            self._tell(
+                f"only {share:.0%} of the rows move in place, plain batches until dead rows can be removed"
+                + (f", which are held by {why}" if why else "")
+            )

@@ -117,7 +117,7 @@ class RangeWorker:
         at = start
         while True:
             # What is left of an earlier pass lies far apart: there is nothing to spread.
-            passes = self.strides.passes if first and self.work.written is not None else 1
+            passes = self.strides.passes(self.conn) if first and self.work.written is not None else 1
             windows: list[Window] = []
             while len(windows) < (_SIDE_BY_SIDE if passes > 1 else 1):
                 window = Window(lower=at, passes=passes)
