@@ -56,7 +56,8 @@ def _run(name: str, asked: Options) -> Sequence[Figure]:
         Path(folder).chmod(0o755)  # as root the servers run as another user; what they cannot enter they would not use
         setting = Setting(
             folder=Path(folder), rounds=asked.rounds, tell=status.update,
-            sizes=asked.sizes, indexes=asked.indexes, keys=asked.keys,
+            sizes=asked.sizes, indexes=asked.indexes, keys=asked.keys, quiet=asked.quiet,
+            contenders=asked.contenders,
         )  # fmt: skip
         return CASES[name](setting)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 
 from zdm_pipelines.sandbox.postgres import Cluster
@@ -38,11 +38,12 @@ class Variant:
     rows: int
     key: str
     indexes: int
+    quiet: bool = False
 
     @property
     def group(self) -> str:
         """What the tables of figures call it."""
-        return f"{self.key}, {self.indexes} indexes, {self.rows:,} rows"
+        return f"{self.key}, {self.indexes} indexes, {self.rows:,} rows" + (", quiet" if self.quiet else "")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,11 +72,11 @@ def run(setting: Setting) -> Sequence[Figure]:
     """Every contender on every variant of the table, in turns; the order is turned around each round."""
     sizes, keys = setting.sizes or _SIZES, setting.keys or _KEYS
     variants = [
-        Variant(rows=rows, key=key, indexes=count)
+        Variant(rows=rows, key=key, indexes=count, quiet=setting.quiet)
         for rows, key, count in product(sizes, keys, setting.indexes or _INDEXES)
     ]
     seen: dict[Variant, Runs] = {}
-    with Cluster(setting.folder / "backfill", replica=False, settings=users.settings()) as cluster:
+    with Cluster(setting.folder / "backfill", replica=False, settings=users.settings(quiet=setting.quiet)) as cluster:
         for variant in variants:
             setting.tell(f"backfill: {variant.group}: loading")
             users.build(cluster.primary, _TEMPLATE, rows=variant.rows, indexes=variant.indexes, key=variant.key)
@@ -84,8 +85,13 @@ def run(setting: Setting) -> Sequence[Figure]:
     return [*(figure for variant, runs in seen.items() for figure in figures(variant, runs)), *linearity(seen)]
 
 
-def _contenders(key: str) -> list[Contender]:
-    return [
+def _contenders(key: str, wanted: Sequence[str]) -> list[Contender]:
+    """The plain UPDATE, and those of the others that are wanted; none named: all.
+
+    Raises:
+        SystemExit: there is no contender of a name.
+    """
+    known = [
         contenders.plain_update(),
         contenders.limit_batches(key),
         contenders.touch_update(key),
@@ -94,12 +100,15 @@ def _contenders(key: str) -> list[Contender]:
         contenders.ours(_STRIDED[0], {"max_parallel": 1}),
         contenders.ours(_STRIDED[1], {}),
     ]
+    if unknown := {*wanted} - {contender.name for contender in known}:
+        raise SystemExit(f"no contender {min(unknown)}; there are {', '.join(each.name for each in known)}")
+    return [each for each in known if not wanted or each.name == PLAIN or each.name in wanted]
 
 
 def _rounds(server: Server, variant: Variant, setting: Setting) -> Runs:
     runs: dict[str, list[Seen]] = {}
     rounds = setting.rounds or _ROUNDS
-    entered = _contenders(variant.key)
+    entered = _contenders(variant.key, setting.contenders)
     setting.tell(f"backfill: {variant.group}: warming up")
     _measured(server, entered[0], variant)  # not counted: it makes the files of WAL that all others find
     for number in range(1, rounds + 1):
@@ -145,7 +154,7 @@ def figures(variant: Variant, runs: Runs) -> Iterator[Figure]:
             "HOT": (percent, [each.hot for each in seen]),
             "dead/row": (times, [each.dead for each in seen]),
         }
-        if contender in _STRIDED:
+        if contender in _STRIDED and TOUCH in runs:
             faster = ratios([s.seconds for s in runs[TOUCH]], [s.seconds for s in seen])
             columns["times as fast as touch-update"] = (times, faster)
         if memory := [each.memory for each in seen if each.memory is not None]:
@@ -182,8 +191,8 @@ def linearity(seen: Mapping[Variant, Runs]) -> Iterator[Figure]:
     if len(sizes) < 2:
         return
     for small in [variant for variant in seen if variant.rows == sizes[0]]:
-        large = Variant(rows=sizes[-1], key=small.key, indexes=small.indexes)
-        for contender in _STRIDED:
+        large = replace(small, rows=sizes[-1])
+        for contender in [name for name in _STRIDED if name in seen[small]]:
             speeds = ([s.speed for s in seen[large][contender]], [s.speed for s in seen[small][contender]])
             yield Figure(
                 name=f"{contender}: rows/s, {large.rows:,} against {small.rows:,} rows",

@@ -72,6 +72,8 @@ class Setting:
     sizes: Sequence[int] = ()  # rows of its tables, one measurement each; none: as many as the case thinks right
     indexes: Sequence[int] = ()  # secondary indexes of its tables; none: as the case thinks right
     keys: Sequence[str] = ()  # types of its tables' keys; none: as the case thinks right
+    contenders: Sequence[str] = ()  # beside the yardstick; none: all
+    quiet: bool = False  # neither autovacuum nor a checkpoint comes in the middle
 
     @property
     def rows(self) -> int | None:

@@ -66,7 +66,7 @@ def run(setting: Setting) -> Sequence[Figure]:
         contenders.ours("ours strided, 2 at once", {}),
     ]
     seen: dict[str, list[Seen]] = {contender.name if contender else NOTHING: [] for contender in entered}
-    settings = users.settings() | _TELL_WAITS
+    settings = users.settings(quiet=setting.quiet) | _TELL_WAITS
     with Cluster(setting.folder / "foreground", replica=False, settings=settings) as cluster:
         setting.tell(f"foreground: loading {rows:,} rows")
         users.build(cluster.primary, _TEMPLATE, rows=rows, indexes=_INDEXES, key="bigint")

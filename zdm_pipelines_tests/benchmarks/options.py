@@ -22,6 +22,8 @@ class Options:
     keys: tuple[str, ...]
     out: Path
     markdown: bool
+    quiet: bool
+    contenders: tuple[str, ...]
 
 
 def read(arguments: Sequence[str] | None, *, cases: Sequence[str], about: str) -> Options:
@@ -47,6 +49,13 @@ def read(arguments: Sequence[str] | None, *, cases: Sequence[str], about: str) -
         "--out", type=Path, default=Path(".zdm/bench"), metavar="FOLDER",
         help="figures, tables and plots go into a new folder in it; default: .zdm/bench",
     )  # fmt: skip
+    parser.add_argument(
+        "--quiet", action="store_true", help="no autovacuum and no checkpoint in the middle: backfill, foreground"
+    )
+    parser.add_argument(
+        "--contender", action="append", dest="contenders", default=[], metavar="NAME",
+        help="one beside the plain UPDATE, and more of them: backfill; default: all",
+    )  # fmt: skip
     parser.add_argument("--markdown", action="store_true", help="print the tables as Markdown at the end")
     given = parser.parse_args(arguments)
     named = tuple(dict.fromkeys([*given.names, *given.only]))
@@ -54,7 +63,8 @@ def read(arguments: Sequence[str] | None, *, cases: Sequence[str], about: str) -
         parser.error(f"no case {unknown[0]}; there are {known}")
     return Options(
         cases=named or tuple(cases), rounds=given.rounds, sizes=given.rows, indexes=given.indexes, keys=given.keys,
-        out=given.out, markdown=given.markdown,
+        out=given.out, markdown=given.markdown, quiet=given.quiet,
+        contenders=tuple(given.contenders),
     )  # fmt: skip
 
 

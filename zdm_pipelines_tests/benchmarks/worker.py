@@ -19,7 +19,7 @@ from unittest.mock import patch
 from zdm_pipelines.engine.throttle import Governor
 from zdm_pipelines.model.migration import Database, Migration
 from zdm_pipelines.model.values import Moved
-from zdm_pipelines.phases import backfill
+from zdm_pipelines.phases import backfill, row_work
 from zdm_pipelines.sandbox import processes
 from zdm_pipelines.verbs import Context
 from zdm_pipelines_tests.benchmarks import memory
@@ -161,7 +161,7 @@ def main() -> None:
     _say("ready")
     sys.stdin.readline()
     try:
-        with patch.object(backfill, "Governor", _TellingGovernor):
+        with patch.object(row_work, "Governor", _TellingGovernor):
             moving = backfill.run(
                 Context.of(migration, order["url"], database=database, tell=lambda said: _say("said", said)),
                 batch=_batch,

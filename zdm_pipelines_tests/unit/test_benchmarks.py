@@ -33,6 +33,13 @@ def test_cases_are_named_in_two_ways(arguments: tuple[str, ...]) -> None:
     assert sorted(read(*arguments).cases) == ["backfill", "storm"]
 
 
+def test_contenders_and_a_quiet_server() -> None:
+    asked = read("--contender", "ours strided, 2 at once", "--contender", "touch-update", "--quiet")
+    assert asked.contenders == ("ours strided, 2 at once", "touch-update")
+    assert asked.quiet
+    assert not read().quiet
+
+
 def test_lists() -> None:
     asked = read("--rows", "5000000,1_000_000", "--indexes", "5,2", "--keys", "uuid,bigint", "--rounds", "4")
     assert asked.sizes == (1_000_000, 5_000_000)
