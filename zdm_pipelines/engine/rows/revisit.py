@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
@@ -54,8 +55,9 @@ class _Waiting:
         return int(self._conn.run(statement)[0][0])
 
     def queued(self) -> Sequence[Key]:
+        # Of many, one tells whether they are held, or whether a trigger of the application's keeps them as they are.
         keys = self.keys(_FEW + 1)
-        return keys if len(keys) <= _FEW else ()
+        return keys if len(keys) <= _FEW else (random.choice(keys),)
 
     def keys(self, limit: int) -> list[Key]:
         """The first keys of rows that wait."""
@@ -105,6 +107,7 @@ class Revisit:
         seeking: around statements over the whole range, to find the row that makes one raise.
         again: take another pass over the range; gives the rows that were moved.
         visit: queue for the row at a key; gives the rows that were moved, None when its lock was not had.
+        held: what else is known of locks that were not had, for people; empty: nothing.
     """
 
     def __init__(
@@ -119,6 +122,7 @@ class Revisit:
         seeking: Callable[[], AbstractContextManager[None]],
         again: Callable[[], int],
         visit: Callable[[Key], int | None],
+        held: Callable[[], str],
     ) -> None:
         waiting = _Waiting(conn, work, bounds, repair=repair)
         self._left: _Left = waiting if work.until is Until.NONE_WAITS else _Unseen(waiting)
@@ -127,6 +131,7 @@ class Revisit:
         self._seeking = seeking
         self._again = again
         self._visit = visit
+        self._held = held
         self.pauses = 0
 
     def run(self, *, tried: bool) -> None:
@@ -185,6 +190,6 @@ class Revisit:
             )
         return LockNotAcquired(
             self._thing,
-            f"{left} rows are held by the application for {self._patience.seconds:g} s",
+            f"{left} rows are held by the application for {self._patience.seconds:g} s{self._held()}",
             "end those transactions and materialize the range again; all other rows are done",
         )

@@ -7,7 +7,9 @@ from dataclasses import dataclass
 from zdm_pipelines.dialects.server import Session
 from zdm_pipelines.model.values import Catalog, Key, KeyRange
 
-LOCK_SECONDS = 2.0  # how long a schema change of others is waited for; rows are not
+# How long a batch waits for a lock: a schema change of others, or what a trigger of the application's wants for a row.
+# Rows are passed over. It waits no longer while it holds rows, since who wants those may hold what is waited for.
+LOCK_SECONDS = 0.2
 _FILLED = 0.9  # of a batch's size: what a pass of a window finds on average
 
 

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
-from zdm_pipelines.dialects import DatabaseError, fault, safe
+from zdm_pipelines.dialects import DatabaseError, fault, safe, words
 from zdm_pipelines.dialects.server import Batch, Committed, Fault, Session
 from zdm_pipelines.engine.rows.failing import FailingRows
 from zdm_pipelines.engine.rows.patience import Control, Patience
@@ -79,6 +79,7 @@ class RangeWorker:
         self.whole = whole
         self.failing = FailingRows(conn=conn, name=name, work=work, repair=repair)
         self.rows = self.hot = self.batches = self.retries = 0
+        self._busy: DatabaseError | None = None  # the latest time that a trigger of the application's waited for a row
 
     def run(self, wanted: KeyRange) -> Moved:
         """Move what is left of a range, from its checkpoint, and prove that nothing is left.
@@ -173,15 +174,17 @@ class RangeWorker:
         """Wait before a batch is tried again, or make it smaller; raises what speaks against that."""
         kind, thing = fault(error), f"{self.name} range {wanted.partition}"
         if kind is Fault.LOCK_BUSY:
-            # Whoever rewrites the table or builds an index on it is waited for, like whoever holds a row.
+            # Whoever rewrites the table or builds an index on it is waited for, like whoever holds a row. What a
+            # trigger waits for comes free the sooner, the fewer rows a batch holds that its holder may want.
             self.retries += 1
+            tries.size = max(1, tries.size // 2)
             time.sleep(random.uniform(0.05, 0.2))
             tries.blocked_since = self.patience.now() if tries.blocked_since is None else tries.blocked_since
             if self.patience.over(tries.blocked_since):
-                by = holders(self.conn, self.work.over.oid)
+                which = self._held(error) or f"the table is locked, by {holders(self.conn, self.work.over.oid)}"
                 raise LockNotAcquired(
                     thing,
-                    f"the table is locked for {self.patience.seconds:g} s; held by {by}",
+                    f"nothing could be written for {self.patience.seconds:g} s: {which}",
                     "end those transactions and materialize the range again; it goes on where it stopped",
                 ) from None
             return
@@ -196,6 +199,14 @@ class RangeWorker:
             fact = f"a batch was cancelled {_TRIES} times ({safe(error)})"
             raise MigrationBusy(thing, fact, "run it again") from None
         time.sleep(random.uniform(0.05, 0.2) * tries.cancelled)
+
+    def _held(self, error: DatabaseError) -> str:
+        """Which trigger of the application's waited for a lock, and who has it; empty: none did."""
+        blamed = self.failing.blamed(error)
+        if not blamed:
+            return ""
+        by = holders(self.conn, named=words(error))
+        return f"{blamed[0].name} waits for what others have locked, by {by}"
 
     def _count(self, wanted: KeyRange, done: Committed, took: float, size: int) -> None:
         self.control.pace.took(took, size)
@@ -242,6 +253,7 @@ class RangeWorker:
             Batch(
                 statements=statements,
                 table=self.work.over.oid,
+                writes=tuple(self.work.writes),
                 migration_id=self.migration_id,
                 ordinal=wanted.ordinal,
                 checkpoint=checkpoint,
@@ -286,6 +298,7 @@ class RangeWorker:
             seeking=seeking,
             again=again,
             visit=visit,
+            held=lambda: f", or {self._held(self._busy)}" if self._busy is not None else "",
         )
         revisit.run(tried=self.batches > 0)
         self.retries += revisit.pauses
@@ -294,10 +307,19 @@ class RangeWorker:
         """Queue for the row at a key; None when its lock was not had, so that it has another turn later."""
         with self.patience.turn(self.conn):
             try:
-                done = self._transact(wanted, self.work.one(key, repair=self.repair), lock_timeout=_QUEUE_SECONDS)
+                with self.conn.transaction():
+                    done = self._transact(wanted, self.work.one(key, repair=self.repair), lock_timeout=_QUEUE_SECONDS)
+                    self._look_again(key, done.rows)
             except DatabaseError as error:
                 if fault(error) is Fault.LOCK_BUSY or fault(error) in _TRY_AGAIN:
+                    self._busy = error if self.failing.blamed(error) else None
                     return None
                 raise
         self.rows += done.rows
         return done.rows
+
+    def _look_again(self, key: Key, rows: int) -> None:
+        """Look at a row before anybody else may write it: what waits still, a trigger has kept or undone."""
+        ((left,),) = self.conn.run(self.work.waiting(key, None, last=key, repair=self.repair))
+        if left and (kept := self.failing.kept(key, written=rows > 0)):
+            raise kept
