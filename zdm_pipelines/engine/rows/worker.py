@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
@@ -78,6 +78,7 @@ class RangeWorker:
         self.repair = repair
         self.whole = whole
         self.failing = FailingRows(conn=conn, name=name, work=work, repair=repair)
+        self.reach = 1  # of the next window
         self.rows = self.hot = self.batches = self.retries = 0
         self._busy: DatabaseError | None = None  # the latest time that a trigger of the application's waited for a row
 
@@ -117,11 +118,12 @@ class RangeWorker:
         """Move what waits, window by window, from a key to the range's end."""
         at = start
         while True:
-            # What is left of an earlier pass lies far apart: there is nothing to spread.
-            passes = self.strides.passes if first and self.work.written is not None else 1
+            # What is left of an earlier pass, or lies between rows that need no move, is spread already.
+            spread = first and self.work.written is not None and self.reach == 1
+            passes = self.strides.passes if spread else 1
             windows: list[Window] = []
             while len(windows) < (_SIDE_BY_SIDE if passes > 1 else 1):
-                window = Window(lower=at, passes=passes)
+                window = Window(lower=at, passes=passes, reach=self.reach)
                 windows.append(window)
                 self._batches(wanted, bounds, window, 0, first=first)
                 at = window.upper
@@ -130,6 +132,7 @@ class RangeWorker:
             for number in range(1, passes):
                 for window in windows:
                     self._batches(wanted, bounds, window, number, first=first)
+            self.reach = windows[-1].next_reach(self.control.pace.next_rows)
             if windows[-1].last:
                 return
 
@@ -147,7 +150,7 @@ class RangeWorker:
             try:
                 with self.patience.turn(self.conn):
                     begun = time.monotonic()
-                    if not window.span or window.passes == 1:
+                    if not window.fixed and (not window.span or window.passes == 1):
                         self._measure(window, bounds, tries.size)
                     done = self._commit(wanted, window, number, tries.size, first=first)
                 break
@@ -160,7 +163,8 @@ class RangeWorker:
         self._count(wanted, done, took, tries.size)
         self.strides.moved(self.conn, number, done.rows, done.hot)
         self.control.rest(took)
-        return window.passes > 1 and done.rows == tries.size
+        window.moved += done.rows
+        return window.limited and not window.fixed and done.rows == tries.size
 
     def _measure(self, window: Window, bounds: Bounds, size: int) -> None:
         """Find out where a window ends."""
@@ -228,11 +232,13 @@ class RangeWorker:
                 self.work.over, window.passes, number, window.lower, window.upper, rows=window.span
             )
             pick = Pick(among=among, limit=size, whole=self.whole)
+        elif window.limited:
+            pick = Pick(limit=size, whole=self.whole)
         return self._transact(
             wanted,
             self.work.batch(window.lower, window.upper, repair=self.repair, pick=pick),
             checkpoint=window.upper if first and number == window.passes - 1 else None,
-            unless=size if window.passes > 1 else None,
+            unless=size if window.limited else None,
             lock_timeout=LOCK_SECONDS,
             # A batch of a single row cannot be split, so no time ends the batch.
             statement_timeout=None if size == 1 else self.control.statement_timeout(),
@@ -276,9 +282,12 @@ class RangeWorker:
     def _revisit(self, wanted: KeyRange, bounds: Bounds) -> None:
         """Come back for rows that the application held, until none is left."""
 
-        def again() -> int:
+        def again(keys: Sequence[Key] | None) -> int:
             before = self.rows
-            self._pass(wanted, bounds, wanted.lower, first=False)
+            if keys is None:
+                self._pass(wanted, bounds, wanted.lower, first=False)
+            else:
+                self._sweep(wanted, bounds, keys)
             return self.rows - before
 
         def seeking() -> AbstractContextManager[None]:
@@ -302,6 +311,15 @@ class RangeWorker:
         )
         revisit.run(tried=self.batches > 0)
         self.retries += revisit.pauses
+
+    def _sweep(self, wanted: KeyRange, bounds: Bounds, keys: Sequence[Key]) -> None:
+        """A batch for each so many of the keys, in order, whatever comes to wait between them meanwhile."""
+        at = 0
+        while at < len(keys):
+            behind = at + self.control.pace.next_rows
+            upper = keys[behind] if behind < len(keys) else bounds.end()
+            self._batch(wanted, bounds, Window(lower=keys[at], passes=1, upper=upper, fixed=True), 0, first=False)
+            at = behind
 
     def _visit(self, wanted: KeyRange, key: Key) -> int | None:
         """Queue for the row at a key; None when its lock was not had, so that it has another turn later."""
