@@ -11,7 +11,7 @@ from zdm_pipelines.dialects.postgres.server import PostgresServer
 from zdm_pipelines.dialects.server import Fault, Server
 from zdm_pipelines.model.errors import MissingPrivilege
 
-__all__ = ["DatabaseError", "answered_since", "fault", "mapping", "privilege_problem", "safe", "server_at"]
+__all__ = ["DatabaseError", "answered_since", "fault", "mapping", "privilege_problem", "safe", "server_at", "words"]
 
 # What drivers raise; `fault` says which kind one is.
 DatabaseError = psycopg.Error
@@ -30,6 +30,11 @@ def fault(error: BaseException) -> Fault | None:
 def safe(error: psycopg.Error) -> str:
     """What went wrong, without the row's values that errors of data quote in their message."""
     return postgres.safe(error)
+
+
+def words(error: psycopg.Error) -> frozenset[str]:
+    """The words by which the server says where it was: functions, and what their statements name."""
+    return postgres.words(error)
 
 
 def privilege_problem(error: psycopg.Error, thing: str) -> MissingPrivilege:

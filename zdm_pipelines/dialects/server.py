@@ -10,7 +10,7 @@ Drivers raise their own errors. `DatabaseError` of the package `dialects` catche
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from enum import StrEnum
@@ -29,7 +29,9 @@ class Fault(StrEnum):
     """What kind of failure an error of a driver is."""
 
     LOCK_BUSY = "lock_busy"  # a lock was not had in time
-    CANCELLED = "cancelled"  # a statement was ended because it took too long, or because somebody asked for that
+    CANCELLED = (
+        "cancelled"  # ended because it took too long, somebody asked for that, or its rows got into their own way
+    )
     CONFLICT = "conflict"  # ended for others' sake, and may well succeed when tried again: deadlock, serialization
     OF_DATA = "of_data"  # a row's values: a cast, a constraint, what a function raises
     LOST = "lost"  # the connection is gone, so that the outcome must be looked up
@@ -56,6 +58,7 @@ class Batch:
 
     statements: Sequence[Statement]  # in this order; the last one counts the rows
     table: int  # oid of the table whose key is cut into ranges
+    writes: Sequence[str]  # the tables that it writes, quoted
     migration_id: int
     ordinal: int  # of the range
     checkpoint: Key | None = None  # the new one; None: it stays
@@ -70,6 +73,16 @@ class Committed:
 
     rows: int
     hot: int  # of the rows written, those that moved in place
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trigger:
+    """A trigger of the application's that fires for what batches write."""
+
+    name: str  # with its table, for messages
+    function: str
+    before: bool  # it fires before a row is written, and may alter it or keep it away
+    way_out: str  # how it lets batches pass, for messages
 
 
 class Rows(Protocol):
@@ -93,6 +106,10 @@ class Rows(Protocol):
 
     def try_out(self, statements: Sequence[Statement]) -> None:
         """Run the statements of a batch and take them back; raises what they raise."""
+        ...
+
+    def triggers(self, writes: Mapping[str, str]) -> list[Trigger]:
+        """The application's triggers that fire for the rows which batches write; see `RowWork.writes`."""
         ...
 
     def key_after(

@@ -68,6 +68,11 @@ class RowWork(Protocol):
         """The column of `over` that batches write, for batches in passes; None: plain batches."""
         ...
 
+    @property
+    def writes(self) -> Mapping[str, str]:
+        """The tables that batches write, quoted, each with what fires its triggers: INSERT, UPDATE or DELETE."""
+        ...
+
     def batch(self, lower: Key | None, upper: Key | None, *, pick: Pick, repair: bool = False) -> list[Statement]:
         """The statements of one transaction over an interval of keys; the last one counts the rows.
 
@@ -84,8 +89,14 @@ class RowWork(Protocol):
         """The same for the one row at a key, which is waited for."""
         ...
 
-    def waiting(self, lower: Key | None, upper: Key | None, *, repair: bool = False) -> Statement:
-        """How many rows of an interval wait."""
+    def waiting(
+        self, lower: Key | None, upper: Key | None, *, last: Key | None = None, repair: bool = False
+    ) -> Statement:
+        """How many rows of an interval wait.
+
+        Args:
+            last: the last key of it, where `upper` leaves it open.
+        """
         ...
 
     def waiting_keys(self, lower: Key | None, upper: Key | None, *, limit: int, repair: bool = False) -> Statement:

@@ -174,6 +174,9 @@ class _Validation:
             "ranges_compared_earlier": len(standing.proven),
             "rows_compared_earlier": earlier,
         }
+        if verdict.partitions and self.change.rows is not None:
+            found = self.session.rows.triggers(self.change.rows.writes)
+            self.facts["triggers_that_may_alter"] = [trigger.name for trigger in found if trigger.before]
         return [_parity_check(verdict, ranges_now, len(standing.proven)), _complete(verdict, known)]
 
     def _dry_run(self, known: Sequence[RangeProgress]) -> Check:
@@ -289,11 +292,13 @@ def raise_if_failed(report: Report) -> None:
         return
     partitions = report.facts["partitions_to_repeat"]
     if partitions:
+        triggers = report.facts.get("triggers_that_may_alter") or []
         named = ", ".join(partitions[:_NAMED]) + (", …" if len(partitions) > _NAMED else "")
         raise ParityMismatch(
             f"{report.migration} range {named}",
             failed[0].summary,
-            "materialize backfill for these ranges (with repair, where rows are extra or different), then validate",
+            "materialize backfill for these ranges (with repair, where rows are extra or different), then validate"
+            + (f"; {' and '.join(triggers)} may alter what is written, and up must give the same" if triggers else ""),
             partitions,
         )
     raise PreflightError(

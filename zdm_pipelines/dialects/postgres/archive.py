@@ -158,6 +158,10 @@ class Restore:
             f"AND NOT EXISTS (SELECT FROM ONLY {self.archive.name.sql} AS zdm_other WHERE {later})"
         )
 
+    @property
+    def writes(self) -> dict[str, str]:
+        return {table.sql: "INSERT" for table in (self.table.table, *(child.table for child in self.tree.deleted))}
+
     def batch(self, lower: Key | None, upper: Key | None, *, pick: Pick = ALL, repair: bool = False) -> list[Statement]:
         """Bring back the rows of an interval of the archive's key."""
         interval, values = keys.between(self.over.key, lower, upper)
@@ -188,9 +192,11 @@ class Restore:
             deletes.append(own.delete())
         return [locked, *(Statement(sql) for sql in (*following, *reversed(deletes)))]
 
-    def waiting(self, lower: Key | None, upper: Key | None, *, repair: bool = False) -> Statement:
+    def waiting(
+        self, lower: Key | None, upper: Key | None, *, last: Key | None = None, repair: bool = False
+    ) -> Statement:
         """How many rows of an interval can come back."""
-        interval, values = keys.between(self.over.key, lower, upper)
+        interval, values = keys.between(self.over.key, lower, upper, last=last)
         return Statement(f"SELECT count(*) FROM {self._kept.table} WHERE {interval} AND {self._waits}", values)
 
     def waiting_keys(self, lower: Key | None, upper: Key | None, *, limit: int, repair: bool = False) -> Statement:

@@ -266,7 +266,8 @@ def fault(error: BaseException) -> Fault | None:
         return None
     if isinstance(error, errors.LockNotAvailable):
         return Fault.LOCK_BUSY
-    if isinstance(error, errors.QueryCanceled):
+    if isinstance(error, (errors.QueryCanceled, errors.TriggeredDataChangeViolation)):
+        # The latter: a BEFORE trigger wrote another row of the same statement; of fewer rows it has not.
         return Fault.CANCELLED
     if isinstance(error, _CONFLICTS):
         return Fault.CONFLICT
@@ -293,6 +294,14 @@ def safe(error: psycopg.Error) -> str:
     if of_data(error):
         return f"{type(error).__name__} (SQLSTATE {state})"
     return (error.diag.message_primary or str(error)).strip()
+
+
+def words(error: psycopg.Error) -> frozenset[str]:
+    """The words by which the server says where it was: functions, and what their statements name.
+
+    They are compared with names, in whatever language the server speaks, and never shown: a statement may hold values.
+    """
+    return frozenset(re.findall(r"[\w$]+", error.diag.context or ""))
 
 
 @contextmanager

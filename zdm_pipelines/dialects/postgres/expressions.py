@@ -14,7 +14,10 @@ _EQUALITY = frozenset((
     "int2", "int4", "int8", "int", "decimal", "dec", "float4", "float8", "float", "bool", "time", "timetz", "timestamp",
     "timestamptz", "varbit",
 ))  # fmt: skip
+# What our batches say of themselves: `on`, or `watched` where a BEFORE trigger of the application's may alter the rows
+# that they write.
 BACKFILL_SETTING = "zdm.backfill"
+BATCH = f"coalesce(current_setting('{BACKFILL_SETTING}', true), '')"
 TRIGGER_PREFIX = "zzz_zdm_"  # BEFORE triggers run in the order of their names
 # In a handler of plpgsql: what says nothing about the row (a conflict, a lock, resources, the server) goes on.
 RAISE_ON = "IF SQLSTATE ~ '^(40|53|55|57|58|XX)' THEN RAISE; END IF;"

@@ -8,11 +8,12 @@ SELECT set_config('lock_timeout', $1, false);
 SELECT set_config('lock_timeout', $1, true), set_config('statement_timeout', $2, true),
   set_config('idle_in_transaction_session_timeout', $3, true);
 
--- holders: Who holds locks on a table, longest transaction first.
+-- holders: Who holds locks on a table ($1), or on the tables with one of the names ($2), longest transaction first.
 SELECT DISTINCT a.pid, coalesce(nullif(a.application_name, ''), 'unnamed application'), a.usename,
        round(extract(epoch FROM clock_timestamp() - a.xact_start))::int
 FROM pg_locks l JOIN pg_stat_activity a ON a.pid = l.pid
-WHERE l.relation = $1 AND l.granted AND l.pid <> pg_backend_pid()
+WHERE (l.relation = $1::oid OR l.relation IN (SELECT oid FROM pg_class WHERE relname = ANY ($2) AND relkind IN ('r', 'p')))
+  AND l.granted AND l.pid <> pg_backend_pid()
   AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database())
 ORDER BY 4 DESC NULLS LAST LIMIT 3;
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from zdm_pipelines.dialects.postgres import keys, strides
 from zdm_pipelines.dialects.postgres.timeouts import milliseconds
-from zdm_pipelines.dialects.server import Batch, Committed, Heap
+from zdm_pipelines.dialects.server import Batch, Committed, Heap, Trigger
 from zdm_pipelines.model.values import Catalog, Key, Statement
 
 if TYPE_CHECKING:
@@ -16,6 +16,11 @@ if TYPE_CHECKING:
 _PAGES_PER_RANGE = 30  # sizes then vary by about a fifth; more evens them out little
 _SEED = 1  # the same table gives the same cuts
 _TRIAL_WAIT = 0.1  # seconds that a trial waits for a row: who is locked out says nothing
+
+_EXEMPTING = (
+    "let it pass what the migration writes, as by WHEN (coalesce(current_setting('zdm.backfill', true), '') = '') in "
+    "its definition, or disable it meanwhile"
+)
 
 # The statement that writes rows, and in the same statement what the ledger says of the batch.
 _TOGETHER = """\
@@ -40,6 +45,11 @@ def counted(batch: Batch) -> Statement:
     return Statement(together, (*values, batch.migration_id, batch.ordinal, checkpoint, unless, batch.table))
 
 
+def _limits(lock: float, statement: float | None) -> tuple[int, int]:
+    """Time-outs in ms; 0: none."""
+    return max(1, round(lock * 1000)), 0 if statement is None else max(1, round(statement * 1000))
+
+
 class PostgresRows:
     """See `Rows` for what each member is."""
 
@@ -52,9 +62,9 @@ class PostgresRows:
 
     def commit(self, batch: Batch) -> Committed | None:
         """Rows and checkpoint in one transaction, sent at once: its locks do not wait for our next word."""
-        limits = (milliseconds(batch.lock_timeout), milliseconds(batch.statement_timeout))
+        limits = _limits(batch.lock_timeout, batch.statement_timeout)
         with self._conn.pipeline(), self._conn.transaction():
-            self._conn.send("rows.begin_batch", *limits, batch.table)
+            self._conn.send("rows.begin_batch", *limits, batch.table, list(batch.writes))
             for statement in batch.statements[:-1]:
                 self._conn.execute(statement.sql.encode(), statement.values or None)
             last = counted(batch)
@@ -65,7 +75,7 @@ class PostgresRows:
     def write(self, statements: Sequence[Statement], *, wait: float) -> None:
         """Run the statements of one transaction that belong to no range, sent at once."""
         with self._conn.pipeline(), self._conn.transaction():
-            self._conn.send("rows.begin_batch", milliseconds(wait), milliseconds(None), 0)
+            self._conn.send("rows.begin_batch", *_limits(wait, None), 0, [])
             for statement in statements:
                 self._conn.execute(statement.sql.encode(), statement.values or None)
 
@@ -75,6 +85,11 @@ class PostgresRows:
             self._conn.named("rows.begin_trial", milliseconds(_TRIAL_WAIT))
             for statement in statements:
                 self._conn.run(statement)
+
+    def triggers(self, writes: Mapping[str, str]) -> list[Trigger]:
+        """The application's triggers that fire for what batches write."""
+        found = self._conn.named("rows.triggers", list(writes), list(writes.values()))
+        return [Trigger(name=n, function=f, before=b, way_out=_EXEMPTING) for n, f, b in found]
 
     def key_after(
         self,

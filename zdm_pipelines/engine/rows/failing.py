@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from zdm_pipelines.dialects import DatabaseError, fault, safe
-from zdm_pipelines.dialects.server import Fault, Session
+from zdm_pipelines.dialects import DatabaseError, fault, safe, words
+from zdm_pipelines.dialects.server import Fault, Session, Trigger
 from zdm_pipelines.engine.rows.window import Bounds
 from zdm_pipelines.model.capabilities import RowWork
 from zdm_pipelines.model.errors import MappingFailed
@@ -28,6 +28,10 @@ class FailingRows:
         keys = self.conn.rows.keys(self.work.over, lower, upper)
         key = next((key for key in keys if self._raises(key)), None)
         where = f"the row with key {'/'.join(key)}" if key else "a row of a batch"
+        if blamed := self.blamed(error):
+            verb = "deleted" if self.work.destroys else "written"
+            fact = f"{where} cannot be {verb}: {_named(blamed)} raises {safe(error)}"
+            return MappingFailed(self.name, fact, f"correct that row, or {blamed[0].way_out}; then {self._again}")
         if self.work.destroys:
             fact = f"{where} cannot be deleted: {safe(error)}"
             way_out = (
@@ -38,6 +42,32 @@ class FailingRows:
             self.name,
             f"up fails for {where}: {safe(error)}",
             "correct that row or up and materialize the range again; what is moved stays moved",
+        )
+
+    @property
+    def _again(self) -> str:
+        return "run contract again" if self.work.destroys else "materialize the range again"
+
+    def blamed(self, error: DatabaseError) -> list[Trigger]:
+        """The application's triggers in which the server was when it raised."""
+        told = words(error)
+        return [trigger for trigger in self.conn.rows.triggers(self.work.writes) if trigger.function in told]
+
+    def kept(self, key: Key, *, written: bool) -> MappingFailed | None:
+        """What to tell of a row that waits still when it was worked on alone; None: no trigger can have caused that.
+
+        Args:
+            written: it was, so that a trigger has undone that; else one that fires before has kept it away.
+        """
+        suspects = [trigger for trigger in self.conn.rows.triggers(self.work.writes) if written or trigger.before]
+        if not suspects:
+            return None
+        verb = "deleted" if self.work.destroys else "moved"
+        undone = f"waits again as soon as it is {verb}" if written else f"is not {verb}"
+        return MappingFailed(
+            self.name,
+            f"the row with key {'/'.join(key)} {undone}: {_named(suspects)} keeps it as it was",
+            f"{suspects[0].way_out}; then {self._again}",
         )
 
     @contextmanager
@@ -81,3 +111,7 @@ class FailingRows:
                 raise
             return True
         return False
+
+
+def _named(triggers: Sequence[Trigger]) -> str:
+    return " or ".join(trigger.name for trigger in triggers)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
@@ -23,7 +24,9 @@ _EVERY_KEY = 2**31 - 1
 class _Left(Protocol):
     """What a pass has left of a range."""
 
-    walked: bool  # another pass over the range is tried first
+    def walk(self) -> Sequence[Key] | None:
+        """The rows that are walked over in batches before others are queued for; None: the whole range."""
+        ...
 
     def count(self) -> int:
         """How many rows are left."""
@@ -41,21 +44,23 @@ class _Left(Protocol):
 class _Waiting:
     """Every row that waits: the range is done when none does."""
 
-    walked = True
-
     def __init__(self, conn: Session, work: RowWork, bounds: Bounds, *, repair: bool) -> None:
         self._conn = conn
         self._work = work
         self._bounds = bounds
         self._repair = repair
 
+    def walk(self) -> None:
+        """The whole range."""
+
     def count(self) -> int:
         statement = self._work.waiting(self._bounds.lower, self._bounds.end(), repair=self._repair)
         return int(self._conn.run(statement)[0][0])
 
     def queued(self) -> Sequence[Key]:
+        # Of many, one tells whether they are held, or whether a trigger of the application's keeps them as they are.
         keys = self.keys(_FEW + 1)
-        return keys if len(keys) <= _FEW else ()
+        return keys if len(keys) <= _FEW else (random.choice(keys),)
 
     def keys(self, limit: int) -> list[Key]:
         """The first keys of rows that wait."""
@@ -70,16 +75,22 @@ class _Waiting:
 class _Unseen:
     """The rows that waited when the pass had ended: each is visited once, and who comes to wait later is not asked for.
 
-    Rows that the pass found locked are among them. No other pass is made: another pass would also meet rows that come
-    to wait in front of it, as fast as it goes. The keys of all are kept, as few as the application has locked or
-    written since.
+    Rows that the pass found locked are among them. No other pass over the range is made: another pass would also meet
+    rows that come to wait in front of it, as fast as it goes. The keys of all are kept. Where they are many, the
+    application makes rows wait as fast as it writes: they are walked over in batches, once, and only what is left
+    then is visited one by one.
     """
-
-    walked = False
 
     def __init__(self, waiting: _Waiting) -> None:
         self._waiting = waiting
         self._keys: dict[Key, None] | None = None  # in order
+        self._walked = False
+
+    def walk(self) -> Sequence[Key]:
+        if self._walked or self._keys is None or len(self._keys) <= _FEW:
+            return ()
+        self._walked = True
+        return tuple(self._keys)
 
     def count(self) -> int:
         now = self._waiting.keys(_EVERY_KEY)
@@ -103,8 +114,9 @@ class Revisit:
 
     Args:
         seeking: around statements over the whole range, to find the row that makes one raise.
-        again: take another pass over the range; gives the rows that were moved.
+        again: take another pass over the range, or over the rows of these keys; gives the rows that were moved.
         visit: queue for the row at a key; gives the rows that were moved, None when its lock was not had.
+        held: what else is known of locks that were not had, for people; empty: nothing.
     """
 
     def __init__(
@@ -117,8 +129,9 @@ class Revisit:
         thing: str,
         patience: Patience,
         seeking: Callable[[], AbstractContextManager[None]],
-        again: Callable[[], int],
+        again: Callable[[Sequence[Key] | None], int],
         visit: Callable[[Key], int | None],
+        held: Callable[[], str],
     ) -> None:
         waiting = _Waiting(conn, work, bounds, repair=repair)
         self._left: _Left = waiting if work.until is Until.NONE_WAITS else _Unseen(waiting)
@@ -127,6 +140,7 @@ class Revisit:
         self._seeking = seeking
         self._again = again
         self._visit = visit
+        self._held = held
         self.pauses = 0
 
     def run(self, *, tried: bool) -> None:
@@ -150,9 +164,11 @@ class Revisit:
                 time.sleep(pause)
                 pause = min(_LONGEST_PAUSE, pause * 2)
             tried = True
-            if self._left.walked:
-                moved += self._again()
-            moved += self._queue()
+            walk = self._left.walk()
+            if walk is None or walk:
+                moved += self._again(walk)
+            if not walk:
+                moved += self._queue()
 
     def _count(self) -> int:
         with self._seeking():
@@ -185,6 +201,6 @@ class Revisit:
             )
         return LockNotAcquired(
             self._thing,
-            f"{left} rows are held by the application for {self._patience.seconds:g} s",
+            f"{left} rows are held by the application for {self._patience.seconds:g} s{self._held()}",
             "end those transactions and materialize the range again; all other rows are done",
         )

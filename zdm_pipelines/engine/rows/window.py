@@ -7,7 +7,10 @@ from dataclasses import dataclass
 from zdm_pipelines.dialects.server import Session
 from zdm_pipelines.model.values import Catalog, Key, KeyRange
 
-LOCK_SECONDS = 2.0  # how long a schema change of others is waited for; rows are not
+# How long a batch waits for a lock: a schema change of others, or what a trigger of the application's wants for a row.
+# Rows are passed over. It waits no longer while it holds rows, since who wants those may hold what is waited for.
+LOCK_SECONDS = 0.2
+_MOST = 20_000  # rows that a window of a batch that finds few of them spans: reading them takes no longer than writing
 _FILLED = 0.9  # of a batch's size: what a pass of a window finds on average
 
 
@@ -17,13 +20,33 @@ class Window:
 
     lower: Key | None
     passes: int
+    reach: int = 1  # how many times as many rows as a batch takes: few of them wait
+    fixed: bool = False  # its end is given, and is not measured
     upper: Key | None = None  # None: it was not measured, or it is the last one of a range that is open
     last: bool = False  # the range ends with it
     span: int = 0  # rows, when it was measured; 0: it was not
+    moved: int = 0  # rows
 
     def rows(self, size: int) -> int:
         """How many rows it spans, for batches of a size. A pass stays below it, though rows spread unevenly."""
-        return size if self.passes == 1 else max(1, int(size * self.passes * _FILLED))
+        if self.passes > 1:
+            return max(1, int(size * self.passes * _FILLED))
+        return max(size, min(size * self.reach, _MOST))
+
+    @property
+    def limited(self) -> bool:
+        """Whether it may hold more rows that wait than a batch takes."""
+        return self.passes > 1 or self.reach > 1 or self.fixed
+
+    def next_reach(self, size: int) -> int:
+        """The reach of the window behind it, so that batches are full though few of the rows wait.
+
+        What the application inserts in the middle of a range, by random keys, needs no move: it is walked over faster
+        than it comes, or the range would not end.
+        """
+        if self.moved * 2 <= size:
+            return self.reach * 2 if size * self.reach < _MOST else self.reach
+        return max(1, self.reach // 2) if self.moved > size else self.reach
 
 
 class Bounds:

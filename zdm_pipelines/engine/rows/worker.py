@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
-from zdm_pipelines.dialects import DatabaseError, fault, safe
+from zdm_pipelines.dialects import DatabaseError, fault, safe, words
 from zdm_pipelines.dialects.server import Batch, Committed, Fault, Session
 from zdm_pipelines.engine.rows.failing import FailingRows
 from zdm_pipelines.engine.rows.patience import Control, Patience
@@ -78,7 +78,9 @@ class RangeWorker:
         self.repair = repair
         self.whole = whole
         self.failing = FailingRows(conn=conn, name=name, work=work, repair=repair)
+        self.reach = 1  # of the next window
         self.rows = self.hot = self.batches = self.retries = 0
+        self._busy: DatabaseError | None = None  # the latest time that a trigger of the application's waited for a row
 
     def run(self, wanted: KeyRange) -> Moved:
         """Move what is left of a range, from its checkpoint, and prove that nothing is left.
@@ -116,11 +118,12 @@ class RangeWorker:
         """Move what waits, window by window, from a key to the range's end."""
         at = start
         while True:
-            # What is left of an earlier pass lies far apart: there is nothing to spread.
-            passes = self.strides.passes(self.conn) if first and self.work.written is not None else 1
+            # What is left of an earlier pass, or lies between rows that need no move, is spread already.
+            spread = first and self.work.written is not None and self.reach == 1
+            passes = self.strides.passes(self.conn) if spread else 1
             windows: list[Window] = []
             while len(windows) < (_SIDE_BY_SIDE if passes > 1 else 1):
-                window = Window(lower=at, passes=passes)
+                window = Window(lower=at, passes=passes, reach=self.reach)
                 windows.append(window)
                 self._batches(wanted, bounds, window, 0, first=first)
                 at = window.upper
@@ -129,6 +132,7 @@ class RangeWorker:
             for number in range(1, passes):
                 for window in windows:
                     self._batches(wanted, bounds, window, number, first=first)
+            self.reach = windows[-1].next_reach(self.control.pace.next_rows)
             if windows[-1].last:
                 return
 
@@ -146,7 +150,7 @@ class RangeWorker:
             try:
                 with self.patience.turn(self.conn):
                     begun = time.monotonic()
-                    if not window.span or window.passes == 1:
+                    if not window.fixed and (not window.span or window.passes == 1):
                         self._measure(window, bounds, tries.size)
                     done = self._commit(wanted, window, number, tries.size, first=first)
                 break
@@ -159,7 +163,8 @@ class RangeWorker:
         self._count(wanted, done, took, tries.size)
         self.strides.moved(self.conn, number, done.rows, done.hot)
         self.control.rest(took)
-        return window.passes > 1 and done.rows == tries.size
+        window.moved += done.rows
+        return window.limited and not window.fixed and done.rows == tries.size
 
     def _measure(self, window: Window, bounds: Bounds, size: int) -> None:
         """Find out where a window ends."""
@@ -173,15 +178,17 @@ class RangeWorker:
         """Wait before a batch is tried again, or make it smaller; raises what speaks against that."""
         kind, thing = fault(error), f"{self.name} range {wanted.partition}"
         if kind is Fault.LOCK_BUSY:
-            # Whoever rewrites the table or builds an index on it is waited for, like whoever holds a row.
+            # Whoever rewrites the table or builds an index on it is waited for, like whoever holds a row. What a
+            # trigger waits for comes free the sooner, the fewer rows a batch holds that its holder may want.
             self.retries += 1
+            tries.size = max(1, tries.size // 2)
             time.sleep(random.uniform(0.05, 0.2))
             tries.blocked_since = self.patience.now() if tries.blocked_since is None else tries.blocked_since
             if self.patience.over(tries.blocked_since):
-                by = holders(self.conn, self.work.over.oid)
+                which = self._held(error) or f"the table is locked, by {holders(self.conn, self.work.over.oid)}"
                 raise LockNotAcquired(
                     thing,
-                    f"the table is locked for {self.patience.seconds:g} s; held by {by}",
+                    f"nothing could be written for {self.patience.seconds:g} s: {which}",
                     "end those transactions and materialize the range again; it goes on where it stopped",
                 ) from None
             return
@@ -196,6 +203,14 @@ class RangeWorker:
             fact = f"a batch was cancelled {_TRIES} times ({safe(error)})"
             raise MigrationBusy(thing, fact, "run it again") from None
         time.sleep(random.uniform(0.05, 0.2) * tries.cancelled)
+
+    def _held(self, error: DatabaseError) -> str:
+        """Which trigger of the application's waited for a lock, and who has it; empty: none did."""
+        blamed = self.failing.blamed(error)
+        if not blamed:
+            return ""
+        by = holders(self.conn, named=words(error))
+        return f"{blamed[0].name} waits for what others have locked, by {by}"
 
     def _count(self, wanted: KeyRange, done: Committed, took: float, size: int) -> None:
         self.control.pace.took(took, size)
@@ -217,11 +232,13 @@ class RangeWorker:
                 self.work.over, window.passes, number, window.lower, window.upper, rows=window.span
             )
             pick = Pick(among=among, limit=size, whole=self.whole)
+        elif window.limited:
+            pick = Pick(limit=size, whole=self.whole)
         return self._transact(
             wanted,
             self.work.batch(window.lower, window.upper, repair=self.repair, pick=pick),
             checkpoint=window.upper if first and number == window.passes - 1 else None,
-            unless=size if window.passes > 1 else None,
+            unless=size if window.limited else None,
             lock_timeout=LOCK_SECONDS,
             # A batch of a single row cannot be split, so no time ends the batch.
             statement_timeout=None if size == 1 else self.control.statement_timeout(),
@@ -242,6 +259,7 @@ class RangeWorker:
             Batch(
                 statements=statements,
                 table=self.work.over.oid,
+                writes=tuple(self.work.writes),
                 migration_id=self.migration_id,
                 ordinal=wanted.ordinal,
                 checkpoint=checkpoint,
@@ -264,9 +282,12 @@ class RangeWorker:
     def _revisit(self, wanted: KeyRange, bounds: Bounds) -> None:
         """Come back for rows that the application held, until none is left."""
 
-        def again() -> int:
+        def again(keys: Sequence[Key] | None) -> int:
             before = self.rows
-            self._pass(wanted, bounds, wanted.lower, first=False)
+            if keys is None:
+                self._pass(wanted, bounds, wanted.lower, first=False)
+            else:
+                self._sweep(wanted, bounds, keys)
             return self.rows - before
 
         def seeking() -> AbstractContextManager[None]:
@@ -286,18 +307,37 @@ class RangeWorker:
             seeking=seeking,
             again=again,
             visit=visit,
+            held=lambda: f", or {self._held(self._busy)}" if self._busy is not None else "",
         )
         revisit.run(tried=self.batches > 0)
         self.retries += revisit.pauses
+
+    def _sweep(self, wanted: KeyRange, bounds: Bounds, keys: Sequence[Key]) -> None:
+        """A batch for each so many of the keys, in order, whatever comes to wait between them meanwhile."""
+        at = 0
+        while at < len(keys):
+            behind = at + self.control.pace.next_rows
+            upper = keys[behind] if behind < len(keys) else bounds.end()
+            self._batch(wanted, bounds, Window(lower=keys[at], passes=1, upper=upper, fixed=True), 0, first=False)
+            at = behind
 
     def _visit(self, wanted: KeyRange, key: Key) -> int | None:
         """Queue for the row at a key; None when its lock was not had, so that it has another turn later."""
         with self.patience.turn(self.conn):
             try:
-                done = self._transact(wanted, self.work.one(key, repair=self.repair), lock_timeout=_QUEUE_SECONDS)
+                with self.conn.transaction():
+                    done = self._transact(wanted, self.work.one(key, repair=self.repair), lock_timeout=_QUEUE_SECONDS)
+                    self._look_again(key, done.rows)
             except DatabaseError as error:
                 if fault(error) is Fault.LOCK_BUSY or fault(error) in _TRY_AGAIN:
+                    self._busy = error if self.failing.blamed(error) else None
                     return None
                 raise
         self.rows += done.rows
         return done.rows
+
+    def _look_again(self, key: Key, rows: int) -> None:
+        """Look at a row before anybody else may write it: what waits still, a trigger has kept or undone."""
+        ((left,),) = self.conn.run(self.work.waiting(key, None, last=key, repair=self.repair))
+        if left and (kept := self.failing.kept(key, written=rows > 0)):
+            raise kept

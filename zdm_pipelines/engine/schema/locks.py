@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import TypeVar
 
 from tenacity import (
@@ -41,9 +41,13 @@ def _passes(error: BaseException) -> bool:
     return isinstance(error, _HeldForLong) or fault(error) in (Fault.LOCK_BUSY, Fault.CONFLICT)
 
 
-def holders(conn: Session, oid: int) -> str:
-    """Who holds locks on a table, longest transaction first, for messages."""
-    rows = conn.named("locks.holders", oid)
+def holders(conn: Session, oid: int | None = None, *, named: Iterable[str] = ()) -> str:
+    """Who holds locks on a table, longest transaction first, for messages.
+
+    Args:
+        named: all tables of these names besides.
+    """
+    rows = conn.named("locks.holders", oid, list(named))
     return (
         "; ".join(f"pid {pid} {app} (role {login}, open {secs or 0} s)" for pid, app, login, secs in rows)
         or "nobody any more"

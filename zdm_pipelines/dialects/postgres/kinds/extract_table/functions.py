@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from zdm_pipelines.dialects.postgres.builds import text
-from zdm_pipelines.dialects.postgres.expressions import BACKFILL_SETTING, RAISE_ON, expression
+from zdm_pipelines.dialects.postgres.expressions import BATCH, RAISE_ON, expression
 from zdm_pipelines.dialects.postgres.kinds.extract_table.sql import ExtractSql
 from zdm_pipelines.model.names import quote
 from zdm_pipelines.model.values import Column
@@ -47,7 +47,7 @@ class ExtractFunctions:
         It holds for what triggers of the application write while one of the two is writing.
         """
         return (
-            f"({_DEPTH} > 0 OR coalesce(current_setting('{BACKFILL_SETTING}', true), '') = '') "
+            f"({_DEPTH} > 0 OR {BATCH} = '') "
             f"AND coalesce(current_setting('{self._guard}', true), '') <> {_DEPTH}::text AND {_DEPTH} < {_DEEPEST}"
         )
 

@@ -262,6 +262,10 @@ class ExtractSql:
     until = Until.NONE_WAITS
     written = None  # rows of the source are only read
 
+    @property
+    def writes(self) -> dict[str, str]:
+        return {self.table: "INSERT"}
+
     def back(self) -> None:
         """Nothing: the new table is dropped with what it holds."""
 
@@ -320,9 +324,11 @@ class ExtractSql:
             Statement(extra.delete()),
         ]
 
-    def waiting(self, lower: Key | None, upper: Key | None, *, repair: bool = False) -> Statement:
+    def waiting(
+        self, lower: Key | None, upper: Key | None, *, last: Key | None = None, repair: bool = False
+    ) -> Statement:
         """How many source rows of an interval wait."""
-        interval, values = keys.between(self.catalog.key, lower, upper)
+        interval, values = keys.between(self.catalog.key, lower, upper, last=last)
         return Statement(f"SELECT count(*) FROM {self.rows} WHERE {interval} AND {self._waits(repair)}", values)
 
     def waiting_keys(self, lower: Key | None, upper: Key | None, *, limit: int, repair: bool = False) -> Statement:

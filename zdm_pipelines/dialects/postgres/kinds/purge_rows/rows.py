@@ -49,6 +49,10 @@ class Purge:
         """Predicate: the row matches, and no child of it refuses."""
         return " AND ".join(part for part in (f"({self.facts.where})", self.tree.childless()) if part)
 
+    @property
+    def writes(self) -> dict[str, str]:
+        return {table.sql: "DELETE" for table in (self.over.table, *(child.table for child in self.tree.deleted))}
+
     def batch(self, lower: Key | None, upper: Key | None, *, pick: Pick = ALL, repair: bool = False) -> list[Statement]:
         """Delete the matching rows of an interval that nobody has locked, and whose children nobody has locked."""
         interval, values = keys.between(self.over.key, lower, upper)
@@ -75,9 +79,11 @@ class Purge:
         guarded = guard(self.over, self.facts.children, archived=self.archive is not None)
         return [Statement(guarded), locked, *(Statement(sql) for sql in (*following, root.delete()))]
 
-    def waiting(self, lower: Key | None, upper: Key | None, *, repair: bool = False) -> Statement:
+    def waiting(
+        self, lower: Key | None, upper: Key | None, *, last: Key | None = None, repair: bool = False
+    ) -> Statement:
         """How many rows of an interval match."""
-        interval, values = keys.between(self.over.key, lower, upper)
+        interval, values = keys.between(self.over.key, lower, upper, last=last)
         return Statement(f"SELECT count(*) FROM {self._rows} WHERE {interval} AND {self._goes}", values)
 
     def waiting_keys(self, lower: Key | None, upper: Key | None, *, limit: int, repair: bool = False) -> Statement:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from zdm_pipelines.dialects.postgres import keys, marking
-from zdm_pipelines.dialects.postgres.expressions import BACKFILL_SETTING, TRIGGER_PREFIX, expression, same
+from zdm_pipelines.dialects.postgres.expressions import BATCH, TRIGGER_PREFIX, expression, same
 from zdm_pipelines.dialects.postgres.kinds.replace_column.declared import Declared, Facts
 from zdm_pipelines.model.capabilities import ALL, Marking, Pick, Until
 from zdm_pipelines.model.names import fitted, quote
@@ -135,6 +135,12 @@ DECLARE
   failed text;
   minute text;
 BEGIN
+  IF {BATCH} <> '' AND pg_catalog.pg_trigger_depth() = 1 THEN
+    -- A row that our batch writes: moved as the application's triggers have left it.
+    SELECT {expression(self.change.up)} INTO NEW.{quote(self.new)}
+      FROM {self.row_source(self.facts.up_inputs, record="NEW")};
+    RETURN NEW;
+  END IF;
   IF TG_OP = 'INSERT' THEN
     wrote := CASE WHEN NEW.{quote(self.new)} IS NOT NULL THEN CASE WHEN {old_unset} THEN 'new' ELSE 'both' END
                   WHEN {old_unset} THEN 'neither' ELSE 'old' END;
@@ -170,14 +176,21 @@ BEGIN
 END $zdm_sync$"""
 
     def create_trigger(self, event: str) -> str:
-        """The trigger for INSERT or UPDATE; unrelated updates and our own backfill never enter the function."""
-        condition = f"coalesce(current_setting('{BACKFILL_SETTING}', true), '') = ''"
+        """The trigger for INSERT or UPDATE; unrelated updates and what our batches move never enter the function.
+
+        Rows are told apart, not sessions: what the application's triggers write while a batch runs, deeper than the
+        batch itself, is mirrored; a row that they may alter is moved as they leave it.
+        """
+        changed = "true"
         if event == "update":
             # The key and what `down` reads, too: such a row is recorded while contract compares, and one that was
             # never moved is moved before it slips into a range that was.
             names = (*self.old_shape, self.new, *(c.name for c in self.catalog.key), *self.facts.down_inputs)
             watched = tuple(dict.fromkeys(names))
-            condition = f"{condition} AND {self._changed(watched)}"  # the cheaper first
+            changed = self._changed(watched)
+        condition = (
+            f"CASE WHEN {BATCH} = '' OR pg_catalog.pg_trigger_depth() > 0 THEN {changed} ELSE {BATCH} <> 'on' END"
+        )
         return (
             f"CREATE TRIGGER {quote(self.trigger(event))} BEFORE {event.upper()} ON {self.table} "
             f"FOR EACH ROW WHEN ({condition}) EXECUTE FUNCTION {self.function}()"
@@ -211,6 +224,10 @@ END $zdm_sync$"""
     def written(self) -> str:
         return self.new
 
+    @property
+    def writes(self) -> dict[str, str]:
+        return {self.table: "UPDATE"}
+
     def back(self) -> None:
         """Nothing: the new column is dropped with what it holds."""
 
@@ -235,9 +252,11 @@ WHERE ctid = ANY (ARRAY(
 ))"""
         return [Statement(sql, params)]
 
-    def waiting(self, lower: Key | None, upper: Key | None, *, repair: bool = False) -> Statement:
+    def waiting(
+        self, lower: Key | None, upper: Key | None, *, last: Key | None = None, repair: bool = False
+    ) -> Statement:
         """How many rows of an interval wait to be moved."""
-        interval, params = keys.between(self.catalog.key, lower, upper)
+        interval, params = keys.between(self.catalog.key, lower, upper, last=last)
         wanted = self.disagreeing if repair else self.unmoved
         return Statement(
             f"SELECT count(*) FROM ONLY {self.table} AS {self.alias} WHERE {interval} AND {wanted}", params
