@@ -7,9 +7,6 @@ SELECT set_config('synchronous_commit', 'off', true), set_config('zdm.backfill',
   set_config('enable_mergejoin', 'off', true),
   set_config('zdm.hot', pg_stat_get_xact_tuples_hot_updated($3)::text, true);
 
--- environment: Where this session looks for names ($1), and its time zone ($2).
-SELECT set_config('search_path', $1, false), set_config('TimeZone', coalesce($2, current_setting('TimeZone')), false);
-
 -- begin_trial: Settings of a batch that is taken back.
 SELECT set_config('zdm.backfill', 'on', true), set_config('lock_timeout', $1, true);
 
