@@ -137,6 +137,7 @@ def plan(
                 "rows": found.rows,
                 "bytes": found.catalog.bytes,
                 "ranges": found.ranges,
+                "environment": found.catalog.environment,
                 "warnings": found.warnings,
                 "phases": {phase: [asdict(step) for step in listed] for phase, listed in found.phases.items()},
             }

@@ -101,6 +101,9 @@ def plan(migration: Migration, found: Plan) -> RenderableType:
     if migration.lifecycle.has(Phase.SWITCH_READS):
         ramp = " → ".join(f"{p} %" for p in migration.reads.ramp)
         rows.append(("reads ask", f"flag {migration.flag}: {ramp}"))
+    if catalog.environment:
+        settings = "; ".join(f"{name} {value or 'empty'}" for name, value in catalog.environment.items())
+        rows.append(("expressions see", Text(settings)))
     head = facts([*rows, *(("warning", Text(w, style="yellow")) for w in found.warnings)])
     parts: list[RenderableType] = [head]
     printed: set[str] = set()

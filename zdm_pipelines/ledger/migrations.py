@@ -7,9 +7,9 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from functools import cached_property
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import TypeAdapter
+from pydantic import BeforeValidator, TypeAdapter
 from pydantic_core import to_jsonable_python
 
 from zdm_pipelines.dialects.server import Row, Session
@@ -24,7 +24,21 @@ from zdm_pipelines.model.names import TableName
 from zdm_pipelines.model.states import State
 from zdm_pipelines.model.values import Catalog, Relation
 
-_CATALOG: TypeAdapter[Catalog] = TypeAdapter(Catalog)
+
+def _with_environment(stored: Any) -> Any:
+    """An earlier version recorded two settings at most, each beside the table's other properties."""
+    if not isinstance(stored, dict) or "environment" in stored:
+        return stored
+    zone = stored.get("time_zone")
+    found = {"search_path": stored.get("search_path", '"$user", public')} | ({"TimeZone": zone} if zone else {})
+    told = (
+        "began with an earlier version, which computed new values in the sessions' own settings: rows that agree "
+        "through down only may be such"
+    )
+    return {**stored, "environment": found, "warnings": [*stored.get("warnings", ()), told]}
+
+
+_CATALOG: TypeAdapter[Catalog] = TypeAdapter(Annotated[Catalog, BeforeValidator(_with_environment)])
 _FACTS = "facts"
 
 

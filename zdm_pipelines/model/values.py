@@ -131,9 +131,9 @@ class Catalog:
     bytes: int  # heap, without indexes
     columns: tuple[Column, ...]
     key: tuple[Column, ...]  # primary key, in index order
-    immutable: bool = True  # whether `up` and `down` depend on the row alone, not on session settings
-    search_path: str = '"$user", public'  # under which the declared expressions were read
-    time_zone: str | None = None  # the same; None: an earlier version did not record it
+    immutable: bool = True  # whether the server takes `up` and `down` to depend on the row alone
+    plain: bool = False  # immutable, and no setting but those of printing says what they mean
+    environment: Mapping[str, str] = field(default_factory=dict)  # settings under which they are evaluated, by name
     warnings: tuple[str, ...] = ()
 
     def column(self, name: str) -> Column:
@@ -181,7 +181,8 @@ class Parity:
         """One line for people."""
         if self.agrees:
             now = f" ({self.rows - self.earlier:,} compared now, the rest unwritten since it was compared)"
-            return f"{self.rows:,} rows agree" + (now if self.earlier else "")
+            down = f", {self.through_down:,} of them through down only" if self.through_down else ""
+            return f"{self.rows:,} rows agree{down}" + (now if self.earlier else "")
         parts = []
         for category in ("missing", "extra", "different"):
             if count := getattr(self, category):

@@ -40,7 +40,13 @@ def bound(change: dict[str, Any], *, tombstoned: bool = False) -> Change:
 
     columns = (column(1, "id", "bigint"), column(2, "profile", "jsonb"), column(3, "addresses", "jsonb", "'[]'::jsonb"))
     catalog = Catalog(
-        table=TableName(schema="public", name="users"), oid=4711, rows=100, bytes=8192, columns=columns, key=columns[:1]
+        table=TableName(schema="public", name="users"),
+        oid=4711,
+        rows=100,
+        bytes=8192,
+        columns=columns,
+        key=columns[:1],
+        environment={"search_path": "public", "TimeZone": "UTC", "DateStyle": "ISO, MDY"},
     )
     facts = {"grants": ['GRANT SELECT ON "public"."user_settings" TO "Reader"']}
     return bind(

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from zdm_pipelines.dialects.postgres import keys
-from zdm_pipelines.dialects.postgres.builds import text
 from zdm_pipelines.dialects.postgres.children import Child, Tree
 from zdm_pipelines.dialects.postgres.held import Held
+from zdm_pipelines.dialects.postgres.literals import text
 from zdm_pipelines.model.capabilities import ALL, Pick, Until
 from zdm_pipelines.model.names import TableName, fitted, quote
 from zdm_pipelines.model.values import Catalog, Column, Key, Statement, Step

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from zdm_pipelines.dialects.postgres.literals import text
 from zdm_pipelines.model.names import TableName, fitted, quote
 from zdm_pipelines.model.values import Step
 
@@ -83,8 +84,3 @@ def constraint_exists(
         f"SELECT EXISTS (SELECT 1 FROM pg_constraint WHERE conrelid = {text(table.sql)}::regclass "
         f"AND conname = {text(name)}{alike}{more})"
     )
-
-
-def text(value: str) -> str:
-    """A name as an SQL string."""
-    return "'" + value.replace("'", "''") + "'"

@@ -7,6 +7,7 @@ import re
 from collections.abc import Sequence
 
 from zdm_pipelines.dialects.postgres.connection import Connection
+from zdm_pipelines.dialects.postgres.environment import recorded
 from zdm_pipelines.model.errors import Problem
 from zdm_pipelines.model.names import TableName, quote
 from zdm_pipelines.model.values import Catalog, Column
@@ -84,9 +85,8 @@ def read(conn: Connection, table: TableName, *, partitioned: bool = False, keyle
             "has no primary key",
             "ranges and checkpoints need one: add it, CREATE UNIQUE INDEX CONCURRENTLY first",
         )
-    path, zone = conn.named("catalog.environment")[0]
     return Catalog(
-        table=table, oid=oid, rows=estimate, bytes=size, columns=columns, key=key, search_path=path, time_zone=zone
+        table=table, oid=oid, rows=estimate, bytes=size, columns=columns, key=key, environment=recorded(conn)
     )
 
 

@@ -89,6 +89,3 @@ SELECT has_database_privilege(current_database(), 'TEMPORARY');
 
 -- may_create_in: Whether our role may create objects in a schema; none: there is no such schema.
 SELECT has_schema_privilege(oid, 'CREATE') FROM pg_namespace WHERE nspname = $1;
-
--- environment: Where this session looks for names, and its time zone.
-SELECT current_setting('search_path'), current_setting('TimeZone');

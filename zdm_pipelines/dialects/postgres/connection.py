@@ -16,6 +16,7 @@ from psycopg import errors
 from psycopg.conninfo import conninfo_to_dict
 from psycopg.rows import TupleRow
 
+from zdm_pipelines.dialects.postgres.environment import FIXED
 from zdm_pipelines.dialects.postgres.locks import PostgresLocks
 from zdm_pipelines.dialects.postgres.rows import PostgresRows
 from zdm_pipelines.dialects.postgres.statements import named_statements
@@ -91,17 +92,44 @@ class Connection(psycopg.Connection[TupleRow]):
 MINIMUM_VERSION = 140000
 CONNECT_SECONDS = 10
 
-# A server that lost us must notice: the first stops a statement whose client is gone, the second a
-# transaction whose client froze between two statements while it holds locks.
-_SETTINGS = (
-    "-c client_connection_check_interval=1000 -c idle_in_transaction_session_timeout=15000 "
-    "-c tcp_keepalives_idle=10 -c tcp_keepalives_interval=5 -c tcp_keepalives_count=3 "
+# What a server, a database or a role sets for everybody is not meant for us: it would end a comparison that takes long,
+# or hide rows.
+_SETTINGS = {
+    # A server that lost us must notice: the first stops a statement whose client is gone, the second a transaction
+    # whose client froze between two statements while it holds locks.
+    "client_connection_check_interval": "1000",
+    "idle_in_transaction_session_timeout": "15000",
+    "tcp_keepalives_idle": "10",
+    "tcp_keepalives_interval": "5",
+    "tcp_keepalives_count": "3",
+    "idle_session_timeout": "0",
+    "statement_timeout": "0",
+    "lock_timeout": "0",
     # Every statement sees what is there now: what was looked at before a lock is looked at again behind it.
-    "-c default_transaction_isolation=read\\ committed "
-    "-c datestyle=ISO -c intervalstyle=postgres -c extra_float_digits=1 "
+    "default_transaction_isolation": "read\\ committed",
+    "default_transaction_deferrable": "off",
     # Rows that a policy hides from us must be an error: they would be neither moved nor compared.
-    "-c statement_timeout=0 -c lock_timeout=0 -c row_security=off"
-)
+    "row_security": "off",
+    # A function that does not even parse is found before it stands in the application's way.
+    "check_function_bodies": "on",
+    "client_min_messages": "warning",
+    "default_table_access_method": "heap",  # the ledger's tables are updated, and rows are found by their place
+    "plan_cache_mode": "auto",
+    # A batch goes by an index, and writes rows by their place: without these it would read the table each time.
+    **{
+        f"enable_{way}": "on"
+        for way in (
+            "bitmapscan", "hashagg", "hashjoin", "indexonlyscan", "indexscan", "material", "mergejoin", "nestloop",
+            "seqscan", "sort", "tidscan",
+        )
+    },
+    "DateStyle": "ISO",  # keys are text; the order of day and month stays the database's
+    **FIXED,
+}  # fmt: skip
+_OPTIONS = " ".join(f"-c {name}={value}" for name, value in _SETTINGS.items())
+# The client library hands these on to the server, ahead of all that is said here: the machine that a worker runs on
+# would say what `up` gives.
+_OF_THE_MACHINE = ("PGTZ", "PGDATESTYLE")
 
 
 def where(url: str) -> str:
@@ -140,27 +168,37 @@ def answered_since(thing: str, moment: float) -> bool:
     return _answered.get(thing, float("-inf")) >= moment
 
 
+def parameters(url: str, *, purpose: str) -> dict[str, Any]:
+    """What every connection of ours is made with, beside its URL.
+
+    Raises:
+        DatabaseUnreachable: the URL cannot be read.
+    """
+    given = _parsed(url)
+    for name in _OF_THE_MACHINE:
+        os.environ.pop(name, None)
+    return {
+        "application_name": f"zdm {purpose}"[:63],
+        "options": f"{given.get('options') or ''} {_OPTIONS}".strip(),
+        "client_encoding": "utf8",  # as statements are sent
+        "connect_timeout": CONNECT_SECONDS,
+        "keepalives_idle": 10,
+        "keepalives_interval": 5,
+        "keepalives_count": 3,
+        "tcp_user_timeout": 30_000,  # keepalives ask nothing while something sent is unanswered
+    }
+
+
 def connect(url: str, *, purpose: str, autocommit: bool = True) -> Connection:
     """Open a connection named `zdm <purpose>`.
 
     Raises:
         DatabaseUnreachable: the server does not answer, refuses us, or is too old.
     """
-    given = _parsed(url)
+    given = parameters(url, purpose=purpose)
     try:
-        options = f"{given.get('options') or ''} {_SETTINGS}".strip()
-        conn = Connection.connect(
-            url,
-            autocommit=autocommit,
-            cursor_factory=psycopg.RawCursor,  # $1, $2: a % in a name or in the user's SQL stays a %
-            application_name=f"zdm {purpose}"[:63],
-            options=options,
-            connect_timeout=CONNECT_SECONDS,
-            keepalives_idle=10,
-            keepalives_interval=5,
-            keepalives_count=3,
-            tcp_user_timeout=30_000,  # keepalives ask nothing while something sent is unanswered
-        )
+        # RawCursor: $1, $2: a % in a name or in the user's SQL stays a %
+        conn = Connection.connect(url, autocommit=autocommit, cursor_factory=psycopg.RawCursor, **given)
     except psycopg.Error as error:
         raise DatabaseUnreachable(
             f"database {where(url)}", f"cannot connect: {_cause(error)}", "check the URL and that the server is up"
@@ -171,6 +209,16 @@ def connect(url: str, *, purpose: str, autocommit: bool = True) -> Connection:
         raise DatabaseUnreachable(
             f"database {where(url)}", f"runs Postgres {version // 10000}", "use Postgres 14 or later"
         )
+    try:
+        conn.named("environment.own")
+        conn.commit()
+    except errors.InsufficientPrivilege:
+        conn.close()
+        raise DatabaseUnreachable(
+            f"database {where(url)}",
+            "sets session_replication_role for our role, which may not set it back",
+            "let an administrator RESET it for the role and the database",
+        ) from None
     _answered[f"database {where(url)}"] = time.monotonic()
     return conn
 

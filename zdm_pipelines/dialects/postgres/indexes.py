@@ -8,8 +8,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from zdm_pipelines.dialects.postgres.builds import HARMLESS, text
+from zdm_pipelines.dialects.postgres.builds import HARMLESS
 from zdm_pipelines.dialects.postgres.connection import Connection
+from zdm_pipelines.dialects.postgres.literals import text
 from zdm_pipelines.model.names import TableName, quote
 from zdm_pipelines.model.values import Step
 

@@ -14,10 +14,11 @@ from typing import Protocol
 import psycopg
 
 from zdm_pipelines.dialects.postgres import keys
-from zdm_pipelines.dialects.postgres.builds import SHORT, text
+from zdm_pipelines.dialects.postgres.builds import SHORT
 from zdm_pipelines.dialects.postgres.connection import Connection, attempt, safe, undone
 from zdm_pipelines.dialects.postgres.expressions import expression
 from zdm_pipelines.dialects.postgres.indexes import Index, print_alike
+from zdm_pipelines.dialects.postgres.literals import text
 from zdm_pipelines.model.errors import Problem
 from zdm_pipelines.model.names import TableName, fitted, quote
 from zdm_pipelines.model.values import Catalog, Column, Step

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from zdm_pipelines.dialects.postgres import keys, strides
+from zdm_pipelines.dialects.postgres import environment, keys, strides
 from zdm_pipelines.dialects.postgres.timeouts import milliseconds
 from zdm_pipelines.dialects.server import Batch, Committed, Heap, Trigger
 from zdm_pipelines.model.values import Catalog, Key, Statement
@@ -57,8 +57,8 @@ class PostgresRows:
         self._conn = conn
 
     def prepare(self, table: Catalog) -> None:
-        """Search path and time zone; the others are the same in every session of ours."""
-        self._conn.named("rows.environment", table.search_path, table.time_zone)
+        """The environment that was recorded with the table."""
+        environment.enter(self._conn, table.environment)
 
     def commit(self, batch: Batch) -> Committed | None:
         """Rows and checkpoint in one transaction, sent at once: its locks do not wait for our next word."""

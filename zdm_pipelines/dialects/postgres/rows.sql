@@ -29,9 +29,6 @@ JOIN pg_trigger t ON t.tgrelid = to_regclass(w.written)
 JOIN pg_proc p ON p.oid = t.tgfoid
 WHERE NOT t.tgisinternal AND t.tgenabled <> 'D' AND t.tgname NOT LIKE 'zzz\_zdm\_%' ORDER BY 1;
 
--- environment: Where this session looks for names ($1), and its time zone ($2).
-SELECT set_config('search_path', $1, false), set_config('TimeZone', coalesce($2, current_setting('TimeZone')), false);
-
 -- begin_trial: Settings of a batch that is taken back.
 SELECT set_config('zdm.backfill', 'watched', true), set_config('lock_timeout', $1, true);
 

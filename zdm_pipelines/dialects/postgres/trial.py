@@ -11,6 +11,7 @@ import psycopg
 
 from zdm_pipelines.dialects.postgres import catalog as catalogs
 from zdm_pipelines.dialects.postgres.connection import Connection, attempt, query, safe, scalar
+from zdm_pipelines.dialects.postgres.environment import plain
 from zdm_pipelines.dialects.postgres.expressions import expression
 from zdm_pipelines.model.errors import Problem
 from zdm_pipelines.model.names import quote
@@ -22,16 +23,31 @@ JOIN pg_attribute a ON a.attrelid = d.refobjid AND a.attnum = d.refobjsubid
 WHERE r.ev_class = 'pg_temp.zdm_view'::regclass AND d.refobjid = $1::regclass AND a.attnum > 0
 ORDER BY a.attnum"""
 
+# The last column: what the application defined, it may have called immutable though it is not.
 # An implicit cast loses nothing; one on assignment is taken within a kind of types (bigint to integer), as the
 # server checks it value by value, but not across kinds, where it would turn every type into text.
 _FITS = """
 SELECT v.atttypid = t.atttypid OR v.atttypid = 'unknown'::regtype OR coalesce(
          CASE k.castcontext WHEN 'i' THEN true WHEN 'a' THEN s.typcategory = g.typcategory END, false),
-       format_type(v.atttypid, v.atttypmod), format_type(t.atttypid, t.atttypmod)
+       format_type(v.atttypid, v.atttypmod), format_type(t.atttypid, t.atttypmod),
+       t.atttypid < 16384 AND t.atttypid NOT IN ('money'::regtype, 'xml'::regtype) AND NOT EXISTS (
+         SELECT FROM pg_depend d JOIN pg_rewrite r ON d.classid = 'pg_rewrite'::regclass AND r.oid = d.objid
+         WHERE r.ev_class = v.attrelid AND d.refobjid >= 16384
+           AND d.refclassid IN ('pg_proc'::regclass, 'pg_operator'::regclass, 'pg_type'::regclass))
 FROM pg_attribute v CROSS JOIN pg_attribute t
 JOIN pg_type s ON s.oid = v.atttypid JOIN pg_type g ON g.oid = t.atttypid
 LEFT JOIN pg_cast k ON k.castsource = v.atttypid AND k.casttarget = t.atttypid
 WHERE v.attrelid = 'pg_temp.zdm_view'::regclass AND v.attnum = 1 AND t.attrelid = $1::regclass AND t.attname = $2"""
+
+# What asks who runs it, or in which session: the application, a batch and a comparison each have another answer.
+_ASKS = """
+WITH read AS (SELECT ev_action::text AS tree FROM pg_rewrite WHERE ev_class = 'pg_temp.zdm_view'::regclass)
+SELECT p.proname FROM read, regexp_matches(tree, ':funcid (\\d+)', 'g') AS called
+JOIN pg_proc p ON p.oid = called[1]::oid
+WHERE p.pronamespace = 'pg_catalog'::regnamespace AND p.proname IN ('current_setting', 'inet_client_addr',
+  'inet_client_port', 'pg_backend_pid', 'getpgusername', 'current_schemas', 'pg_client_encoding', 'system_user')
+UNION SELECT name FROM read, (VALUES (9, 'current_role'), (10, 'current_user'), (11, 'user'), (12, 'session_user'),
+  (14, 'current_schema')) AS asker (op, name) WHERE tree LIKE '%{SQLVALUEFUNCTION :op ' || op || ' %'"""
 
 # A view's text names a whole row so; its dependencies do not tell.
 _WHOLE_ROW = "SELECT strpos(pg_get_viewdef('pg_temp.zdm_view'::regclass), quote_ident($1) || '.*') > 0"
@@ -43,6 +59,7 @@ class Judged:
 
     inputs: tuple[str, ...] = ()  # the columns that it reads
     immutable: bool = True  # whether it depends on them alone
+    plain: bool = False  # no setting but those of printing says what it means
     problems: tuple[Problem, ...] = field(default=())
 
 
@@ -77,7 +94,7 @@ class Trial:
             with attempt(self.conn):
                 self.conn.execute(view.encode(), prepare=True)
                 found = tuple(name for (name,) in query(self.conn, _INPUTS, [self.shape]))
-                does, gives, wants = query(self.conn, _FITS, [*fits])[0]
+                does, gives, wants, built_in = query(self.conn, _FITS, [*fits])[0]
                 if not does:
                     fact, way_out = (
                         f"gives {gives}, and column {quote(fits[1])} is {wants}",
@@ -89,6 +106,9 @@ class Trial:
                     )
                 if not many:
                     self.conn.execute(single.encode(), prepare=True)
+                if asks := [name for (name,) in query(self.conn, _ASKS)]:
+                    fact = f"calls {', '.join(asks)}, which another session answers otherwise"
+                    problems.append(Problem(thing, fact, f"compute {which} from the row"))
                 if scalar(self.conn, _WHOLE_ROW, [self.name]):
                     problems.append(Problem(thing, "reads the whole row", f"name the columns that {which} reads"))
                 # The expression is evaluated as in a trigger: over these columns and nothing else, no system column
@@ -100,7 +120,8 @@ class Trial:
         except psycopg.Error as error:
             fact = f"is no expression over {'rows' if many else 'one row'} of the table ({safe(error)})"
             return Judged(inputs=found, problems=(*problems, Problem(thing, fact, f"correct {which}")))
-        return Judged(inputs=found, immutable=immutable, problems=tuple(problems))
+        simple = immutable and built_in and plain([sql])
+        return Judged(inputs=found, immutable=immutable, plain=simple, problems=tuple(problems))
 
     def _immutable(self, sql: str, type_name: str) -> bool:
         """Only an immutable expression may be stored as a generated column: the server is the judge."""

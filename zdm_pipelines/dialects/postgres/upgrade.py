@@ -10,7 +10,7 @@ from sqlalchemy import Connection, create_engine, text
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.pool import NullPool
 
-from zdm_pipelines.dialects.postgres.connection import CONNECT_SECONDS
+from zdm_pipelines.dialects.postgres.connection import parameters
 from zdm_pipelines.model.errors import LockNotAcquired, MissingPrivilege, StateConflict
 
 
@@ -26,7 +26,7 @@ def upgrade_ledger(url: str, upgrade: Callable[[Connection], None], *, head: str
 
 def _upgrade(url: str, upgrade: Callable[[Connection], None], head: str) -> None:
     def connected() -> psycopg.Connection[Any]:
-        return psycopg.connect(url, application_name="zdm ledger", connect_timeout=CONNECT_SECONDS)
+        return psycopg.connect(url, **parameters(url, purpose="ledger"))
 
     engine = create_engine("postgresql+psycopg://", creator=connected, poolclass=NullPool)
     with engine.begin() as connection:

@@ -176,6 +176,7 @@ def _fingerprint(conn: Session, entry: Entry, known: Sequence[RangeProgress], pr
     told = [
         proving.parity.compare(None, None).sql,
         dict(entry.change),
+        dict(entry.catalog.environment),
         [r.range.ordinal for r in known],
         _bounds(known),
         conn.sync.surroundings(entry.catalog.oid),

@@ -33,7 +33,9 @@ BEGIN
 END $zdm_first$;
 -- create function zdm."fill_profiles"() (none)
 CREATE OR REPLACE FUNCTION zdm."fill_profiles"() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER
-  SET search_path = "$user", public, pg_temp SET timezone FROM CURRENT SET datestyle FROM CURRENT SET intervalstyle FROM CURRENT SET extra_float_digits FROM CURRENT AS $zdm_sync$
+  SET search_path = public, pg_temp
+  SET TimeZone = 'UTC' SET DateStyle = 'ISO, MDY' SET default_text_search_config FROM CURRENT SET lc_monetary FROM CURRENT SET lc_numeric FROM CURRENT SET lc_time FROM CURRENT SET timezone_abbreviations FROM CURRENT
+  SET IntervalStyle = 'postgres' SET extra_float_digits = '1' SET bytea_output = 'hex' SET array_nulls = 'on' SET backslash_quote = 'safe_encoding' SET escape_string_warning = 'off' SET quote_all_identifiers = 'off' SET standard_conforming_strings = 'on' SET transform_null_equals = 'off' SET xmlbinary = 'base64' SET xmloption = 'content' AS $zdm_sync$
 #variable_conflict use_column
 DECLARE
   zdm_at record;
@@ -48,7 +50,9 @@ END $zdm_sync$;
 REVOKE ALL ON FUNCTION zdm."fill_profiles"() FROM PUBLIC;
 -- create function zdm."copy_profiles"() (none)
 CREATE OR REPLACE FUNCTION zdm."copy_profiles"() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER
-  SET search_path = "$user", public, pg_temp SET timezone FROM CURRENT SET datestyle FROM CURRENT SET intervalstyle FROM CURRENT SET extra_float_digits FROM CURRENT AS $zdm_sync$
+  SET search_path = public, pg_temp
+  SET TimeZone = 'UTC' SET DateStyle = 'ISO, MDY' SET default_text_search_config FROM CURRENT SET lc_monetary FROM CURRENT SET lc_numeric FROM CURRENT SET lc_time FROM CURRENT SET timezone_abbreviations FROM CURRENT
+  SET IntervalStyle = 'postgres' SET extra_float_digits = '1' SET bytea_output = 'hex' SET array_nulls = 'on' SET backslash_quote = 'safe_encoding' SET escape_string_warning = 'off' SET quote_all_identifiers = 'off' SET standard_conforming_strings = 'on' SET transform_null_equals = 'off' SET xmlbinary = 'base64' SET xmloption = 'content' AS $zdm_sync$
 #variable_conflict use_column
 DECLARE
   zdm_at record;
@@ -105,7 +109,9 @@ END $zdm_sync$;
 REVOKE ALL ON FUNCTION zdm."copy_profiles"() FROM PUBLIC;
 -- create function zdm."back_profiles"() (none)
 CREATE OR REPLACE FUNCTION zdm."back_profiles"() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER
-  SET search_path = "$user", public, pg_temp SET timezone FROM CURRENT SET datestyle FROM CURRENT SET intervalstyle FROM CURRENT SET extra_float_digits FROM CURRENT AS $zdm_sync$
+  SET search_path = public, pg_temp
+  SET TimeZone = 'UTC' SET DateStyle = 'ISO, MDY' SET default_text_search_config FROM CURRENT SET lc_monetary FROM CURRENT SET lc_numeric FROM CURRENT SET lc_time FROM CURRENT SET timezone_abbreviations FROM CURRENT
+  SET IntervalStyle = 'postgres' SET extra_float_digits = '1' SET bytea_output = 'hex' SET array_nulls = 'on' SET backslash_quote = 'safe_encoding' SET escape_string_warning = 'off' SET quote_all_identifiers = 'off' SET standard_conforming_strings = 'on' SET transform_null_equals = 'off' SET xmlbinary = 'base64' SET xmloption = 'content' AS $zdm_sync$
 #variable_conflict use_column
 DECLARE
   zdm_at record;
@@ -188,7 +194,7 @@ END $zdm_sync$;
 REVOKE ALL ON FUNCTION zdm."back_profiles"() FROM PUBLIC;
 -- create function zdm."mark_profiles"() (none)
 CREATE OR REPLACE FUNCTION zdm."mark_profiles"() RETURNS trigger LANGUAGE plpgsql STABLE SECURITY DEFINER
-  SET search_path = "$user", public, pg_temp AS $zdm_mark$
+  SET search_path = public, pg_temp AS $zdm_mark$
 BEGIN
   -- A stable function: it looks at what was there as the statement began. An array is taken along only then; rows that
   -- the same statement deletes, and inserts anew, were copied.
@@ -298,7 +304,9 @@ ALTER TABLE "public"."user_addresses" DROP CONSTRAINT IF EXISTS "zdm_not_null_st
 ALTER TABLE "public"."users" RENAME COLUMN "addresses" TO "zdm_tombstone_addresses";
 -- point zdm."copy_profiles" at the tombstone (none)
 CREATE OR REPLACE FUNCTION zdm."copy_profiles"() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER
-  SET search_path = "$user", public, pg_temp SET timezone FROM CURRENT SET datestyle FROM CURRENT SET intervalstyle FROM CURRENT SET extra_float_digits FROM CURRENT AS $zdm_sync$
+  SET search_path = public, pg_temp
+  SET TimeZone = 'UTC' SET DateStyle = 'ISO, MDY' SET default_text_search_config FROM CURRENT SET lc_monetary FROM CURRENT SET lc_numeric FROM CURRENT SET lc_time FROM CURRENT SET timezone_abbreviations FROM CURRENT
+  SET IntervalStyle = 'postgres' SET extra_float_digits = '1' SET bytea_output = 'hex' SET array_nulls = 'on' SET backslash_quote = 'safe_encoding' SET escape_string_warning = 'off' SET quote_all_identifiers = 'off' SET standard_conforming_strings = 'on' SET transform_null_equals = 'off' SET xmlbinary = 'base64' SET xmloption = 'content' AS $zdm_sync$
 #variable_conflict use_column
 DECLARE
   zdm_at record;
@@ -353,7 +361,9 @@ BEGIN
 END $zdm_sync$;
 -- point zdm."fill_profiles" at the tombstone (none)
 CREATE OR REPLACE FUNCTION zdm."fill_profiles"() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER
-  SET search_path = "$user", public, pg_temp SET timezone FROM CURRENT SET datestyle FROM CURRENT SET intervalstyle FROM CURRENT SET extra_float_digits FROM CURRENT AS $zdm_sync$
+  SET search_path = public, pg_temp
+  SET TimeZone = 'UTC' SET DateStyle = 'ISO, MDY' SET default_text_search_config FROM CURRENT SET lc_monetary FROM CURRENT SET lc_numeric FROM CURRENT SET lc_time FROM CURRENT SET timezone_abbreviations FROM CURRENT
+  SET IntervalStyle = 'postgres' SET extra_float_digits = '1' SET bytea_output = 'hex' SET array_nulls = 'on' SET backslash_quote = 'safe_encoding' SET escape_string_warning = 'off' SET quote_all_identifiers = 'off' SET standard_conforming_strings = 'on' SET transform_null_equals = 'off' SET xmlbinary = 'base64' SET xmloption = 'content' AS $zdm_sync$
 #variable_conflict use_column
 DECLARE
   zdm_at record;
@@ -366,7 +376,9 @@ BEGIN
 END $zdm_sync$;
 -- point zdm."back_profiles" at the tombstone (none)
 CREATE OR REPLACE FUNCTION zdm."back_profiles"() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER
-  SET search_path = "$user", public, pg_temp SET timezone FROM CURRENT SET datestyle FROM CURRENT SET intervalstyle FROM CURRENT SET extra_float_digits FROM CURRENT AS $zdm_sync$
+  SET search_path = public, pg_temp
+  SET TimeZone = 'UTC' SET DateStyle = 'ISO, MDY' SET default_text_search_config FROM CURRENT SET lc_monetary FROM CURRENT SET lc_numeric FROM CURRENT SET lc_time FROM CURRENT SET timezone_abbreviations FROM CURRENT
+  SET IntervalStyle = 'postgres' SET extra_float_digits = '1' SET bytea_output = 'hex' SET array_nulls = 'on' SET backslash_quote = 'safe_encoding' SET escape_string_warning = 'off' SET quote_all_identifiers = 'off' SET standard_conforming_strings = 'on' SET transform_null_equals = 'off' SET xmlbinary = 'base64' SET xmloption = 'content' AS $zdm_sync$
 #variable_conflict use_column
 DECLARE
   zdm_at record;

@@ -34,7 +34,9 @@ BEGIN
 END $zdm_first$;
 -- create function zdm."fill_profiles"() (none)
 CREATE OR REPLACE FUNCTION zdm."fill_profiles"() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER
-  SET search_path = "$user", public, pg_temp SET timezone FROM CURRENT SET datestyle FROM CURRENT SET intervalstyle FROM CURRENT SET extra_float_digits FROM CURRENT AS $zdm_sync$
+  SET search_path = public, pg_temp
+  SET TimeZone = 'UTC' SET DateStyle = 'ISO, MDY' SET default_text_search_config FROM CURRENT SET lc_monetary FROM CURRENT SET lc_numeric FROM CURRENT SET lc_time FROM CURRENT SET timezone_abbreviations FROM CURRENT
+  SET IntervalStyle = 'postgres' SET extra_float_digits = '1' SET bytea_output = 'hex' SET array_nulls = 'on' SET backslash_quote = 'safe_encoding' SET escape_string_warning = 'off' SET quote_all_identifiers = 'off' SET standard_conforming_strings = 'on' SET transform_null_equals = 'off' SET xmlbinary = 'base64' SET xmloption = 'content' AS $zdm_sync$
 #variable_conflict use_column
 DECLARE
   zdm_at record;
@@ -60,7 +62,9 @@ END $zdm_sync$;
 REVOKE ALL ON FUNCTION zdm."fill_profiles"() FROM PUBLIC;
 -- create function zdm."copy_profiles"() (none)
 CREATE OR REPLACE FUNCTION zdm."copy_profiles"() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER
-  SET search_path = "$user", public, pg_temp SET timezone FROM CURRENT SET datestyle FROM CURRENT SET intervalstyle FROM CURRENT SET extra_float_digits FROM CURRENT AS $zdm_sync$
+  SET search_path = public, pg_temp
+  SET TimeZone = 'UTC' SET DateStyle = 'ISO, MDY' SET default_text_search_config FROM CURRENT SET lc_monetary FROM CURRENT SET lc_numeric FROM CURRENT SET lc_time FROM CURRENT SET timezone_abbreviations FROM CURRENT
+  SET IntervalStyle = 'postgres' SET extra_float_digits = '1' SET bytea_output = 'hex' SET array_nulls = 'on' SET backslash_quote = 'safe_encoding' SET escape_string_warning = 'off' SET quote_all_identifiers = 'off' SET standard_conforming_strings = 'on' SET transform_null_equals = 'off' SET xmlbinary = 'base64' SET xmloption = 'content' AS $zdm_sync$
 #variable_conflict use_column
 DECLARE
   zdm_at record;
@@ -114,7 +118,9 @@ END $zdm_sync$;
 REVOKE ALL ON FUNCTION zdm."copy_profiles"() FROM PUBLIC;
 -- create function zdm."back_profiles"() (none)
 CREATE OR REPLACE FUNCTION zdm."back_profiles"() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER
-  SET search_path = "$user", public, pg_temp SET timezone FROM CURRENT SET datestyle FROM CURRENT SET intervalstyle FROM CURRENT SET extra_float_digits FROM CURRENT AS $zdm_sync$
+  SET search_path = public, pg_temp
+  SET TimeZone = 'UTC' SET DateStyle = 'ISO, MDY' SET default_text_search_config FROM CURRENT SET lc_monetary FROM CURRENT SET lc_numeric FROM CURRENT SET lc_time FROM CURRENT SET timezone_abbreviations FROM CURRENT
+  SET IntervalStyle = 'postgres' SET extra_float_digits = '1' SET bytea_output = 'hex' SET array_nulls = 'on' SET backslash_quote = 'safe_encoding' SET escape_string_warning = 'off' SET quote_all_identifiers = 'off' SET standard_conforming_strings = 'on' SET transform_null_equals = 'off' SET xmlbinary = 'base64' SET xmloption = 'content' AS $zdm_sync$
 #variable_conflict use_column
 DECLARE
   zdm_at record;
@@ -286,7 +292,9 @@ ALTER TABLE "public"."user_settings" DROP CONSTRAINT IF EXISTS "zdm_not_null_not
 ALTER TABLE "public"."users" RENAME COLUMN "profile" TO "zdm_tombstone_profile";
 -- point zdm."copy_profiles" at the tombstone (none)
 CREATE OR REPLACE FUNCTION zdm."copy_profiles"() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER
-  SET search_path = "$user", public, pg_temp SET timezone FROM CURRENT SET datestyle FROM CURRENT SET intervalstyle FROM CURRENT SET extra_float_digits FROM CURRENT AS $zdm_sync$
+  SET search_path = public, pg_temp
+  SET TimeZone = 'UTC' SET DateStyle = 'ISO, MDY' SET default_text_search_config FROM CURRENT SET lc_monetary FROM CURRENT SET lc_numeric FROM CURRENT SET lc_time FROM CURRENT SET timezone_abbreviations FROM CURRENT
+  SET IntervalStyle = 'postgres' SET extra_float_digits = '1' SET bytea_output = 'hex' SET array_nulls = 'on' SET backslash_quote = 'safe_encoding' SET escape_string_warning = 'off' SET quote_all_identifiers = 'off' SET standard_conforming_strings = 'on' SET transform_null_equals = 'off' SET xmlbinary = 'base64' SET xmloption = 'content' AS $zdm_sync$
 #variable_conflict use_column
 DECLARE
   zdm_at record;
@@ -338,7 +346,9 @@ BEGIN
 END $zdm_sync$;
 -- point zdm."fill_profiles" at the tombstone (none)
 CREATE OR REPLACE FUNCTION zdm."fill_profiles"() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER
-  SET search_path = "$user", public, pg_temp SET timezone FROM CURRENT SET datestyle FROM CURRENT SET intervalstyle FROM CURRENT SET extra_float_digits FROM CURRENT AS $zdm_sync$
+  SET search_path = public, pg_temp
+  SET TimeZone = 'UTC' SET DateStyle = 'ISO, MDY' SET default_text_search_config FROM CURRENT SET lc_monetary FROM CURRENT SET lc_numeric FROM CURRENT SET lc_time FROM CURRENT SET timezone_abbreviations FROM CURRENT
+  SET IntervalStyle = 'postgres' SET extra_float_digits = '1' SET bytea_output = 'hex' SET array_nulls = 'on' SET backslash_quote = 'safe_encoding' SET escape_string_warning = 'off' SET quote_all_identifiers = 'off' SET standard_conforming_strings = 'on' SET transform_null_equals = 'off' SET xmlbinary = 'base64' SET xmloption = 'content' AS $zdm_sync$
 #variable_conflict use_column
 DECLARE
   zdm_at record;
@@ -362,7 +372,9 @@ BEGIN
 END $zdm_sync$;
 -- point zdm."back_profiles" at the tombstone (none)
 CREATE OR REPLACE FUNCTION zdm."back_profiles"() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER
-  SET search_path = "$user", public, pg_temp SET timezone FROM CURRENT SET datestyle FROM CURRENT SET intervalstyle FROM CURRENT SET extra_float_digits FROM CURRENT AS $zdm_sync$
+  SET search_path = public, pg_temp
+  SET TimeZone = 'UTC' SET DateStyle = 'ISO, MDY' SET default_text_search_config FROM CURRENT SET lc_monetary FROM CURRENT SET lc_numeric FROM CURRENT SET lc_time FROM CURRENT SET timezone_abbreviations FROM CURRENT
+  SET IntervalStyle = 'postgres' SET extra_float_digits = '1' SET bytea_output = 'hex' SET array_nulls = 'on' SET backslash_quote = 'safe_encoding' SET escape_string_warning = 'off' SET quote_all_identifiers = 'off' SET standard_conforming_strings = 'on' SET transform_null_equals = 'off' SET xmlbinary = 'base64' SET xmloption = 'content' AS $zdm_sync$
 #variable_conflict use_column
 DECLARE
   zdm_at record;

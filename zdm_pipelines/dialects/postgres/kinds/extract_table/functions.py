@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from zdm_pipelines.dialects.postgres.builds import text
+from zdm_pipelines.dialects.postgres import environment, literals
 from zdm_pipelines.dialects.postgres.expressions import BATCH, RAISE_ON, expression
 from zdm_pipelines.dialects.postgres.kinds.extract_table.sql import ExtractSql
+from zdm_pipelines.dialects.postgres.literals import text
 from zdm_pipelines.model.names import quote
 from zdm_pipelines.model.values import Column
 
@@ -57,21 +58,19 @@ class ExtractFunctions:
 
     def _function(self, what: str, declared: str, body: str) -> str:
         """A trigger function, which sees the declared expressions as they were meant, whoever writes."""
-        catalog = self.sql.catalog
-        zone = "FROM CURRENT" if catalog.time_zone is None else f"= {text(catalog.time_zone)}"
-        settings = [f"search_path = {catalog.search_path}, pg_temp", f"timezone {zone}"]
-        # The same in every session of ours. Keys are noted as text, too.
-        settings += ["datestyle FROM CURRENT", "intervalstyle FROM CURRENT", "extra_float_digits FROM CURRENT"]
-        return f"""\
-CREATE OR REPLACE FUNCTION {self.sql.named(what)}() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER
-  {" ".join(f"SET {s}" for s in settings)} AS $zdm_sync$
+        settings = environment.clauses(self.sql.catalog.environment, plain=self.sql.catalog.plain)
+        header = (
+            f"CREATE OR REPLACE FUNCTION {self.sql.named(what)}() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER"
+        )
+        source = f"""
 #variable_conflict use_column
 DECLARE
   zdm_at record;
 {declared}
 BEGIN
 {body}
-END $zdm_sync$"""
+END """
+        return f"{header}\n  {settings} AS {literals.body(source, 'zdm_sync')}"
 
     def _mirroring(self, what: str, declared: str, body: str) -> str:
         """A trigger function whose own writes are not mirrored back.
@@ -363,13 +362,14 @@ END $zdm_first$"""
 
     def mark(self) -> str:
         at = " AND ".join(f"zdm_target.{quote(c.name)} = NEW.{quote(c.name)}" for c in self.sql.key)
-        return f"""\
-CREATE OR REPLACE FUNCTION {self.sql.named("mark")}() RETURNS trigger LANGUAGE plpgsql STABLE SECURITY DEFINER
-  SET search_path = {self.sql.catalog.search_path}, pg_temp AS $zdm_mark$
+        header = f"CREATE OR REPLACE FUNCTION {self.sql.named('mark')}() RETURNS trigger LANGUAGE plpgsql STABLE"
+        source = f"""
 BEGIN
   -- A stable function: it looks at what was there as the statement began. An array is taken along only then; rows that
   -- the same statement deletes, and inserts anew, were copied.
   PERFORM set_config('zdm.unmoved_{self.sql.migration_id}', CASE WHEN EXISTS (
     SELECT FROM ONLY {self.sql.table} AS zdm_target WHERE {at}) THEN '' ELSE 'on' END, true);
   RETURN NULL;
-END $zdm_mark$"""
+END """
+        path = environment.path(self.sql.catalog.environment)
+        return f"{header} SECURITY DEFINER\n  SET {path} AS {literals.body(source, 'zdm_mark')}"

@@ -8,6 +8,7 @@ import psycopg
 
 from zdm_pipelines.dialects.postgres import catalog as catalogs
 from zdm_pipelines.dialects.postgres.connection import Connection, attempt, query, safe, scalar, undone
+from zdm_pipelines.dialects.postgres.environment import plain
 from zdm_pipelines.dialects.postgres.expressions import expression
 from zdm_pipelines.dialects.postgres.kinds.extract_table.declared import Declared, Facts
 from zdm_pipelines.dialects.postgres.kinds.extract_table.sql import POSITION, ExtractSql
@@ -225,7 +226,11 @@ class _Survey:
         for column, down in self.change.downs.items():
             judged.append(new.judge(f"down of {column}", down, fits=(_OLD, column), many=self.change.each is not None))
         self.problems += [problem for each in judged for problem in each.problems]
-        self.catalog = dataclasses.replace(self.catalog, immutable=all(each.immutable for each in judged))
+        defaults = [self.catalog.column(old).default for old in self.change.olds]
+        defaults += [c.default for c in self.change.new.columns.values()]
+        simple = all(each.plain for each in judged) and plain(default or "" for default in defaults)
+        immutable = all(each.immutable for each in judged)
+        self.catalog = dataclasses.replace(self.catalog, immutable=immutable, plain=simple)
 
     def _reads(self, which: str, sql: str, judged: Judged, allowed: set[str]) -> Judged:
         """Refuse other columns: they stay, and a change of one would replace what new code wrote since."""

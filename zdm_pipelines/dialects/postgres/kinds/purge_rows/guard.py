@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from zdm_pipelines.dialects.postgres.builds import text
 from zdm_pipelines.dialects.postgres.children import Child, Fate
+from zdm_pipelines.dialects.postgres.literals import text
 from zdm_pipelines.model.values import Catalog
 
 # By the triggers that fire for them when a row is deleted: those have an index on the table.

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from zdm_pipelines.dialects.postgres import keys, marking
+from zdm_pipelines.dialects.postgres import environment, keys, literals, marking
 from zdm_pipelines.dialects.postgres.expressions import BATCH, TRIGGER_PREFIX, expression, same
 from zdm_pipelines.dialects.postgres.kinds.replace_column.declared import Declared, Facts
 from zdm_pipelines.model.capabilities import ALL, Marking, Pick, Until
@@ -102,11 +102,6 @@ class ReplaceColumnSql:
             old_unset += (
                 f" OR pg_catalog.record_image_eq(ROW(NEW.{quote(self.old)}), ROW(({default})::{self.old_type}))"
             )
-        # It runs with its owner's rights: names mean what they meant when it was made, whoever calls it, and a
-        # caller's temporary table never stands in for a real one.
-        settings = [f"search_path = {self.catalog.search_path}, pg_temp"]
-        if not self.catalog.immutable:
-            settings += ["timezone FROM CURRENT", "datestyle FROM CURRENT", "intervalstyle FROM CURRENT"]
         unset = ""
         if not self.change.new.nullable:
             # A NULL that may not be is what code read before the row was moved and now writes back with all columns.
@@ -118,17 +113,16 @@ class ReplaceColumnSql:
         noted = f"'zdm.noted_{self.migration_id}_' || wrote"
         track = ""
         if track_until is not None:
-            # Keys are recorded as text: in our form, not in that of the client's session.
-            settings += ["datestyle FROM CURRENT", "intervalstyle FROM CURRENT", "extra_float_digits FROM CURRENT"]
             key = keys.as_text(self.catalog.key, row="NEW")
             # It ends by itself: a contract that died leaves no growing table behind.
             track = (
                 f"\n  IF clock_timestamp() < '{track_until}'::timestamptz THEN"
                 f"\n    INSERT INTO zdm.touched (migration_id, key) VALUES ({self.migration_id}, {key});\n  END IF;"
             )
-        return f"""\
-CREATE OR REPLACE FUNCTION {self.function}() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER
-  {" ".join(f"SET {s}" for s in dict.fromkeys(settings))} AS $zdm_sync$
+        # Keys are recorded as text: in our form, not in that of the client's session.
+        settings = environment.clauses(self.catalog.environment, plain=self.catalog.plain and track_until is None)
+        header = f"CREATE OR REPLACE FUNCTION {self.function}() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER"
+        source = f"""
 #variable_conflict use_column
 DECLARE
   wrote text;
@@ -173,7 +167,8 @@ BEGIN
     VALUES ({self.migration_id}, wrote, failed, current_setting('application_name'), session_user);
   END IF;
   RETURN NEW;
-END $zdm_sync$"""
+END """
+        return f"{header}\n  {settings} AS {literals.body(source, 'zdm_sync')}"
 
     def create_trigger(self, event: str) -> str:
         """The trigger for INSERT or UPDATE; unrelated updates and what our batches move never enter the function.

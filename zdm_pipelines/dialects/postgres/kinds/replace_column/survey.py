@@ -11,6 +11,7 @@ import psycopg
 
 from zdm_pipelines.dialects.postgres import catalog as catalogs
 from zdm_pipelines.dialects.postgres.connection import Connection, attempt, query, safe, scalar, undone
+from zdm_pipelines.dialects.postgres.environment import plain
 from zdm_pipelines.dialects.postgres.expressions import TRIGGER_PREFIX, expression
 from zdm_pipelines.dialects.postgres.kinds.replace_column.declared import Declared, Facts
 from zdm_pipelines.dialects.postgres.kinds.replace_column.rebuilds import COPY, Rebuilds
@@ -169,7 +170,9 @@ class _Survey:
                 "up or down depends on more than the row (settings, time, other tables): parity will judge"
             )
         self.facts = dataclasses.replace(self.facts, up_inputs=up, down_inputs=down)
-        self.catalog = dataclasses.replace(self.catalog, immutable=immutable)
+        # The sync compares with the old column's default, too.
+        simple = judged_up.plain and judged_down.plain and plain([self.old.default or ""])
+        self.catalog = dataclasses.replace(self.catalog, immutable=immutable, plain=simple)
 
     # -- NULL ---------------------------------------------------------------------------------------------
 
