@@ -41,7 +41,8 @@ def row(url: str, key: int = 1) -> tuple[Any, ...]:
         ("DELETE FROM people WHERE id = 1; INSERT INTO people (id) VALUES (1)", (None, None)),
         # new code
         ("UPDATE people SET display_name = 'n:b' WHERE id = 1", ("b", "n:b")),
-        ("UPDATE people SET display_name = 'n:b' WHERE id = 1; UPDATE people SET display_name = NULL WHERE id = 1", (None, None)),
+        ("UPDATE people SET display_name = 'n:b' WHERE id = 1; UPDATE people SET full_name = NULL, display_name = NULL WHERE id = 1",
+         (None, None)),
         ("DELETE FROM people WHERE id = 1; INSERT INTO people (id, display_name) VALUES (1, 'n:c')", ("c", "n:c")),
         # dual writers: both values are kept, right or wrong
         ("UPDATE people SET full_name = 'd', display_name = 'n:d' WHERE id = 1", ("d", "n:d")),

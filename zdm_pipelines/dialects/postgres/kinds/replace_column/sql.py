@@ -9,7 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from zdm_pipelines.dialects.postgres import keys, marking
-from zdm_pipelines.dialects.postgres.expressions import BACKFILL_SETTING, TRIGGER_PREFIX, expression, same
+from zdm_pipelines.dialects.postgres.expressions import BACKFILL_SETTING, RAISE_ON, TRIGGER_PREFIX, expression, same
+from zdm_pipelines.dialects.postgres.kinds.replace_column import decision
 from zdm_pipelines.dialects.postgres.kinds.replace_column.declared import Declared, Facts
 from zdm_pipelines.model.capabilities import ALL, Marking, Pick, Until
 from zdm_pipelines.model.names import fitted, quote
@@ -82,17 +83,13 @@ class ReplaceColumnSql:
 
     # -- sync ---------------------------------------------------------------------------------------------
 
-    def _changed(self, columns: tuple[str, ...]) -> str:
+    def changed(self, columns: tuple[str, ...]) -> str:
+        """Predicate of a trigger for UPDATE: one of these columns changes."""
         # Compares the stored images: works for every type, and an application's BEFORE trigger that altered a
         # column not named in SET is seen, which `UPDATE OF` would miss.
         new = ", ".join(f"NEW.{quote(self._present(c))}" for c in columns)
         old = ", ".join(f"OLD.{quote(self._present(c))}" for c in columns)
         return f"pg_catalog.record_image_ne(ROW({new}), ROW({old}))"
-
-    @property
-    def old_shape(self) -> tuple[str, ...]:
-        """Columns whose change means that the old shape was written."""
-        return tuple(dict.fromkeys((self.change.old, *self.facts.up_inputs)))
 
     def create_function(self, *, track_until: str | None = None) -> str:
         """The sync function; until the given time (ISO, with zone) it also records the key of every row it sees."""
@@ -107,15 +104,12 @@ class ReplaceColumnSql:
         settings = [f"search_path = {self.catalog.search_path}, pg_temp"]
         if not self.catalog.immutable:
             settings += ["timezone FROM CURRENT", "datestyle FROM CURRENT", "intervalstyle FROM CURRENT"]
-        unset = ""
-        if not self.change.new.nullable:
-            # A NULL that may not be is what code read before the row was moved and now writes back with all columns.
-            unset = (
-                f"WHEN NEW.{quote(self.new)} IS NULL THEN "
-                f"CASE WHEN {self._changed(self.old_shape)} THEN 'old' ELSE 'neither' END\n                  "
-            )
         mark = "" if self.marking is None else marking.block(self.marking, self.migration_id, self.catalog.key[0])
         noted = f"'zdm.noted_{self.migration_id}_' || wrote"
+        refused = ""
+        if self.catalog.column(self.change.old).not_null:
+            # The server would refuse the row for its NULL, which says nothing of the reason.
+            refused = f"\n    ELSIF NEW.{quote(self.old)} IS NULL THEN\n      RAISE;"
         track = ""
         if track_until is not None:
             # Keys are recorded as text: in our form, not in that of the client's session.
@@ -130,38 +124,35 @@ class ReplaceColumnSql:
 CREATE OR REPLACE FUNCTION {self.function}() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER
   {" ".join(f"SET {s}" for s in dict.fromkeys(settings))} AS $zdm_sync$
 #variable_conflict use_column
-DECLARE
-  wrote text;
+DECLARE{decision.VARIABLES}
   failed text;
   minute text;
 BEGIN
   IF TG_OP = 'INSERT' THEN
-    wrote := CASE WHEN NEW.{quote(self.new)} IS NOT NULL THEN CASE WHEN {old_unset} THEN 'new' ELSE 'both' END
-                  WHEN {old_unset} THEN 'neither' ELSE 'old' END;
+{decision.on_insert(self, old_unset)}
   ELSE
-    wrote := CASE WHEN NOT ({self._changed((*self.old_shape, self.new))})
-                  THEN CASE WHEN NEW.{quote(self.new)} IS NULL THEN 'neither' ELSE 'nothing' END
-                  {unset}WHEN NOT ({self._changed((self.new,))}) THEN 'old'
-                  WHEN NOT ({self._changed(self.old_shape)}) THEN 'new' ELSE 'both' END;
+{decision.on_update(self, old_unset)}
   END IF;
   BEGIN
-    IF wrote IN ('old', 'neither') THEN
+    IF gives = 'up' THEN
       SELECT {expression(self.change.up)} INTO NEW.{quote(self.new)}
         FROM {self.row_source(self.facts.up_inputs, record="NEW")};
-    ELSIF wrote = 'new' THEN
-      SELECT {expression(self.change.down)} INTO NEW.{quote(self.old)}
+    ELSIF gives = 'down' THEN
+      -- As parity compares it: text that is too long for the old column is cut off, not refused.
+      SELECT {expression(self.change.down)}::{self.old_type} INTO NEW.{quote(self.old)}
         FROM {self.row_source(self.facts.down_inputs, record="NEW")};
     END IF;
   EXCEPTION WHEN others THEN
-    -- The application's write goes through, until NOT NULL is set; validate finds such rows, for people to mend.
+    {RAISE_ON}
+    -- The application's write goes through; validate finds such rows, for people to mend.
     failed := SQLSTATE;
-    IF wrote IN ('old', 'neither') THEN
-      NEW.{quote(self.new)} := NULL;
+    IF gives = 'up' THEN
+      NEW.{quote(self.new)} := NULL;{refused}
     END IF;
   END;{track}{mark}
   -- Once a minute and session: exact about who, cheap, and two sessions never wait for each other.
   minute := coalesce(failed, '') || (extract(epoch FROM statement_timestamp())::bigint / 60)::text;
-  IF wrote NOT IN ('neither', 'nothing') AND current_setting({noted}, true) IS DISTINCT FROM minute THEN
+  IF wrote IN ('old', 'new', 'both') AND current_setting({noted}, true) IS DISTINCT FROM minute THEN
     PERFORM set_config({noted}, minute, false);
     INSERT INTO zdm.writer (migration_id, wrote, failed, application_name, login)
     VALUES ({self.migration_id}, wrote, failed, current_setting('application_name'), session_user);
@@ -173,11 +164,11 @@ END $zdm_sync$"""
         """The trigger for INSERT or UPDATE; unrelated updates and our own backfill never enter the function."""
         condition = f"coalesce(current_setting('{BACKFILL_SETTING}', true), '') = ''"
         if event == "update":
-            # The key and what `down` reads, too: such a row is recorded while contract compares, and one that was
-            # never moved is moved before it slips into a range that was.
-            names = (*self.old_shape, self.new, *(c.name for c in self.catalog.key), *self.facts.down_inputs)
-            watched = tuple(dict.fromkeys(names))
-            condition = f"{condition} AND {self._changed(watched)}"  # the cheaper first
+            # The key, too: such a row is recorded while contract compares, and one that was never moved is moved before
+            # it slips into a range that was.
+            inputs = (*self.facts.up_inputs, *self.facts.down_inputs)
+            names = (self.change.old, self.new, *(c.name for c in self.catalog.key), *inputs)
+            condition = f"{condition} AND {self.changed(tuple(dict.fromkeys(names)))}"  # the cheaper first
         return (
             f"CREATE TRIGGER {quote(self.trigger(event))} BEFORE {event.upper()} ON {self.table} "
             f"FOR EACH ROW WHEN ({condition}) EXECUTE FUNCTION {self.function}()"
