@@ -6,7 +6,7 @@ gives. The second half holds for rows that new code wrote where `down` loses inf
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from zdm_pipelines.dialects.postgres import keys, marking
 from zdm_pipelines.dialects.postgres.expressions import BACKFILL_SETTING, RAISE_ON, TRIGGER_PREFIX, expression, same
@@ -28,6 +28,7 @@ class ReplaceColumnSql:
     facts: Facts
     tombstoned: bool = False
     marking: Marking | None = None  # what the sync function notes of the ranges it writes to; none: nothing
+    tolerant: bool = False  # rows for which `down` raises are beyond it, instead of an error
 
     @property
     def table(self) -> str:
@@ -183,8 +184,8 @@ END $zdm_sync$"""
 
     @property
     def disagreeing(self) -> str:
-        """Predicate: the two shapes disagree."""
-        return f"NOT (({self.same_up}) OR ({self.same_down}))"
+        """Predicate: the two shapes disagree, and the new one is not beyond `down`, which makes it the newer."""
+        return f"NOT (({self.same_up}) OR coalesce({self._gives_back}, true))"
 
     @property
     def over(self) -> Catalog:
@@ -263,6 +264,38 @@ WHERE ctid = ANY (ARRAY(
     def same_down(self) -> str:
         return same(quote(self.change.old), expression(self.change.down), self.old_type)
 
+    @property
+    def guard(self) -> Statement:
+        """A function of the session: whether `down` gives the old value; NULL where `down` raises."""
+        arguments = ", ".join(self._types[c] for c in self._judged)
+        listed = ", ".join(f"${n} AS {quote(c)}" for n, c in enumerate(self._judged, 1))
+        return Statement(f"""\
+CREATE OR REPLACE FUNCTION pg_temp.zdm_gives_back_{self.migration_id}({arguments}) RETURNS boolean
+LANGUAGE plpgsql STABLE AS $zdm_guard$
+BEGIN
+  RETURN (SELECT {self.same_down} FROM (SELECT {listed}) AS {self.alias});
+EXCEPTION WHEN others THEN
+  {RAISE_ON}
+  RETURN NULL;
+END $zdm_guard$""")
+
+    @property
+    def _types(self) -> dict[str, str]:
+        return {c.name: c.type for c in self.catalog.columns} | {self.new: self.new_type}
+
+    @property
+    def _judged(self) -> tuple[str, ...]:
+        """The old column and what `down` reads."""
+        return (self.change.old, *self.facts.down_inputs)
+
+    @property
+    def _gives_back(self) -> str:
+        return f"pg_temp.zdm_gives_back_{self.migration_id}({', '.join(map(quote, self._judged))})"
+
+    @property
+    def guarded(self) -> ReplaceColumnSql:
+        return replace(self, tolerant=True)
+
     def _categories(self) -> dict[str, str]:
         up, new = expression(self.change.up), quote(self.new)
         # A row whose two sides are both empty under their own mapping but not alike counts as different.
@@ -270,22 +303,24 @@ WHERE ctid = ANY (ARRAY(
             "missing": f"NOT zdm_same AND {new} IS NULL AND {up} IS NOT NULL",
             "extra": f"NOT zdm_same AND {new} IS NOT NULL AND {up} IS NULL",
             "different": f"NOT zdm_same AND ({new} IS NULL) = ({up} IS NULL)",
+            "beyond": "zdm_same IS NULL",
         }
 
     def _compared(self, interval: str) -> str:
-        up, down = self.same_up, self.same_down
+        up, down = self.same_up, self._gives_back if self.tolerant else self.same_down
         return (
             f"{self.table_source()} CROSS JOIN LATERAL "
             f"(SELECT ({up}) AS zdm_up, ({up}) OR ({down}) AS zdm_same) AS zdm_verdict WHERE {interval}"
         )
 
     def compare(self, lower: Key | None, upper: Key | None) -> Statement:
-        """Counts of an interval: rows, missing, extra, different, agreeing through `down` only, not moved."""
+        """Counts: rows, missing, extra, different, agreeing through `down` only, not moved; tolerant, beyond it."""
         interval, params = keys.between(self.catalog.key, lower, upper)
-        filters = ", ".join(f"count(*) FILTER (WHERE {c})" for c in self._categories().values())
-        only_down = "count(*) FILTER (WHERE zdm_same AND NOT zdm_up)"
-        unmoved = f"count(*) FILTER (WHERE {self.unmoved})"
-        sql = f"SELECT count(*), {filters}, {only_down}, {unmoved} FROM {self._compared(interval)}"
+        categories = self._categories()
+        beyond = categories.pop("beyond")
+        counted = [*categories.values(), "zdm_same AND NOT zdm_up", self.unmoved, *([beyond] if self.tolerant else [])]
+        filters = ", ".join(f"count(*) FILTER (WHERE {c})" for c in counted)
+        sql = f"SELECT count(*), {filters} FROM {self._compared(interval)}"
         return Statement(sql, params)
 
     def mismatched_keys(self, category: str, lower: Key | None, upper: Key | None, *, limit: int) -> Statement:
@@ -309,5 +344,5 @@ WHERE ctid = ANY (ARRAY(
             "WITH zdm_touched AS (DELETE FROM zdm.touched WHERE migration_id = $1 RETURNING key), "
             "zdm_taken AS MATERIALIZED (SELECT DISTINCT key FROM zdm_touched) "
             "SELECT (SELECT count(*) FROM zdm_taken), (SELECT count(*) FROM zdm_taken CROSS JOIN LATERAL "
-            f"(SELECT 1 FROM {self._compared(texts)} AND NOT zdm_same) AS zdm_bad)"
+            f"(SELECT 1 FROM {self.guarded._compared(texts)} AND NOT zdm_same) AS zdm_bad)"
         )
