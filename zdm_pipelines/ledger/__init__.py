@@ -3,7 +3,7 @@
 from zdm_pipelines.ledger.checks import forget_checks, record_checks, verdicts
 from zdm_pipelines.ledger.claims import claimed, claimed_by
 from zdm_pipelines.ledger.events import append, began, latest_events, note
-from zdm_pipelines.ledger.flags import create_flag, drop_flag, flag, flag_settled, set_flag
+from zdm_pipelines.ledger.flags import all_reads_are_new, create_flag, drop_flag, flag, flag_settled, set_flag
 from zdm_pipelines.ledger.migrations import Entry, find, is_unmoved, move, register, require, state, states
 from zdm_pipelines.ledger.ranges import forget_ranges
 from zdm_pipelines.ledger.schema import ensure, exists, known_versions
@@ -21,6 +21,7 @@ __all__ = [
     "NEW_SHAPE",
     "OLD_SHAPE",
     "Entry",
+    "all_reads_are_new",
     "append",
     "began",
     "claimed",

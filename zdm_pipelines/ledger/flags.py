@@ -13,6 +13,12 @@ def flag(conn: Session, migration_id: int) -> Flag | None:
     return Flag(name=rows[0][0], percent=rows[0][1], retired=rows[0][2]) if rows else None
 
 
+def all_reads_are_new(conn: Session, migration_id: int) -> bool:
+    """Whether the application reads the new shape, and nothing else."""
+    found = flag(conn, migration_id)
+    return found is not None and found.percent == 100
+
+
 def create_flag(conn: Session, migration_id: int, name: str) -> None:
     """A flag at 0 %.
 

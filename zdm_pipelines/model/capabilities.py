@@ -109,7 +109,22 @@ class RowWork(Protocol):
 
 
 class Comparison(Protocol):
-    """Parity: whether old and new shape agree, over an interval of the keys of `RowWork.over`."""
+    """Parity: whether old and new shape agree, over an interval of keys."""
+
+    @property
+    def over(self) -> Catalog:
+        """The table whose key it is."""
+        ...
+
+    @property
+    def guard(self) -> Statement | None:
+        """What a session runs before anything `guarded`, a repair or `touched_disagreeing`; None: nothing."""
+        ...
+
+    @property
+    def guarded(self) -> Comparison:
+        """The same, slower, with a last count: rows for which `down` raises, which are of no other category then."""
+        ...
 
     def compare(self, lower: Key | None, upper: Key | None) -> Statement:
         """Counts: rows, missing, extra, different, agreeing through `down` only, not moved."""
@@ -120,7 +135,10 @@ class Comparison(Protocol):
         ...
 
     def touched_disagreeing(self) -> str:
-        """Take the tracked keys ($1: migration id); how many there were, how many rows of them disagree."""
+        """Take the tracked keys ($1: migration id); how many there were, how many rows of them disagree.
+
+        A row for which `down` raises is right by then: all reads are on the new shape.
+        """
         ...
 
 

@@ -169,26 +169,30 @@ class Parity:
     different: int = 0  # both have one
     through_down: int = 0  # agree as old = down(new) only: written by the new shape, and `down` loses information
     unmoved: int = 0  # old has a value to move, new has none; also where `down` of none is the old value
+    beyond: int = 0  # new has a value for which `down` raises: it was written by the new shape
+    new_is_read: bool = False  # all reads are on the new shape: rows that are beyond `down` are right
     keys: Mapping[str, Sequence[Key]] = field(default_factory=dict)
     partitions: tuple[str, ...] = ()  # the ranges they lie in
 
     @property
     def agrees(self) -> bool:
         """Whether no row disagrees."""
-        return not (self.missing or self.extra or self.different)
+        return not (self.missing or self.extra or self.different or (self.beyond and not self.new_is_read))
 
     def describe(self) -> str:
         """One line for people."""
+        beyond = [self._named("beyond", "whose new value `down` cannot give back")] if self.beyond else []
         if self.agrees:
-            now = f" ({self.rows - self.earlier:,} compared now, the rest unwritten since it was compared)"
             down = f", {self.through_down:,} of them through down only" if self.through_down else ""
-            return f"{self.rows:,} rows agree{down}" + (now if self.earlier else "")
-        parts = []
-        for category in ("missing", "extra", "different"):
-            if count := getattr(self, category):
-                first = ", ".join("/".join(k) for k in self.keys.get(category, ()))
-                parts.append(f"{count:,} {category} (first keys: {first})")
-        return "; ".join(parts)
+            now = f" ({self.rows - self.earlier:,} compared now, the rest unwritten since it was compared)"
+            agreeing = f"{self.rows:,} rows agree{down}" + (now if self.earlier else "")
+            return "; among them ".join([agreeing, *beyond])
+        named = [self._named(c, c) for c in ("missing", "extra", "different") if getattr(self, c)]
+        return "; ".join(named + beyond)
+
+    def _named(self, category: str, called: str) -> str:
+        first = ", ".join("/".join(k) for k in self.keys.get(category, ()))
+        return f"{getattr(self, category):,} {called} (first keys: {first})"
 
 
 @dataclass(frozen=True, kw_only=True)

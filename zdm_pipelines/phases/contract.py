@@ -216,6 +216,7 @@ class _Contract:
                 change.parity,
                 known,
                 parallel=self.context.migration.backfill.max_parallel,
+                new_is_read=ledger.all_reads_are_new(session, entry.id),
                 tell=self.compared,
                 prepare=lambda session: session.rows.prepare(entry.catalog),
             )
@@ -276,6 +277,9 @@ class _Contract:
     def _proven(self, session: Session, entry: ledger.Entry, change: Change, steps: Sequence[Step]) -> ledger.Entry:
         """Put aside what is proven to agree: compared without a lock, then again, under it, what was written since."""
         assert change.sync is not None  # asked by the caller
+        assert change.parity is not None
+        if change.parity.guard is not None:
+            session.run(change.parity.guard)
         marking = proofs.in_place(session, entry, known_ranges.progress(session, entry.id), change.sync)
         until: datetime = session.value("sync.end_of_tracking", _TRACK)
         track = change.sync.note(Notes(marking=marking, track_until=until.isoformat()))

@@ -239,6 +239,7 @@ class _Job:
         change = bound(context, entry)
         assert change.rows is not None  # the phase is there because of it
         self.rows = change.rows
+        self.guard = change.parity.guard if repair and change.parity is not None else None
         around = Surroundings(url=context.server.url, catalog=self.rows.over, replicas=context.database.replica_urls())
         self.budget = Budget(
             Governor(context.migration, around, run=run_id, tell=context.tell),
@@ -289,6 +290,8 @@ class _Job:
             if self.repair:
                 _refuse_repair(session, entry, destroys=False)
             session.rows.prepare(self.rows.over)
+            if self.guard is not None:
+                session.run(self.guard)
             begun = known_ranges.begun(session, entry.id, wanted.ordinal)
             if begun is None or not begun.done:
                 self.gate(session, entry)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from zdm_pipelines import ledger
@@ -157,6 +157,7 @@ class _Validation:
             parity_of,
             [r.range for r in known if r.range.ordinal not in standing.proven],
             parallel=context.migration.backfill.max_parallel,
+            new_is_read=ledger.all_reads_are_new(self.session, self.entry.id),
             tell=self.compared,
             each=lambda which, counts: proofs.remember(self.session, self.entry.id, standing, which, counts),
             prepare=lambda session: session.rows.prepare(self.entry.catalog),
@@ -297,7 +298,7 @@ def raise_if_failed(report: Report) -> None:
         raise ParityMismatch(
             f"{report.migration} range {named}",
             failed[0].summary,
-            "materialize backfill for these ranges (with repair, where rows are extra or different), then validate"
+            _way_out(failed[0].facts)
             + (f"; {' and '.join(triggers)} may alter what is written, and up must give the same" if triggers else ""),
             partitions,
         )
@@ -305,6 +306,16 @@ def raise_if_failed(report: Report) -> None:
         report.migration,
         [Problem(f"check {c.name}", c.summary, "mend it, then run validate") for c in failed],
     )
+
+
+def _way_out(facts: Mapping[str, object]) -> str:
+    ways = []
+    if any(facts.get(category) for category in ("missing", "extra", "different")):
+        ways.append("materialize backfill for these ranges (with repair, where rows are extra or different)")
+    if facts.get("beyond_down"):
+        # The newer value is the new one, which a repair would replace by an older one.
+        ways.append("write rows whose new value `down` cannot give back anew, through either shape")
+    return f"{'; '.join(ways)}, then validate"
 
 
 def _parity_check(verdict: Parity, ranges_now: int, ranges_earlier: int) -> Check:
@@ -318,6 +329,7 @@ def _parity_check(verdict: Parity, ranges_now: int, ranges_earlier: int) -> Chec
         "extra": verdict.extra,
         "different": verdict.different,
         "agree_through_down_only": verdict.through_down,
+        "beyond_down": verdict.beyond,
         "seconds": round(verdict.seconds, 3),
     }
     for category, keys in verdict.keys.items():

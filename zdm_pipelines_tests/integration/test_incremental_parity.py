@@ -19,7 +19,7 @@ from zdm_pipelines.model.capabilities import Notes
 from zdm_pipelines.model.errors import DatabaseUnreachable, GateRefused, MappingFailed
 from zdm_pipelines.model.migration import Migration
 from zdm_pipelines.model.states import State
-from zdm_pipelines.model.values import KeyRange, Report, Statement
+from zdm_pipelines.model.values import Catalog, KeyRange, Report, Statement
 from zdm_pipelines.phases import contract, validate
 from zdm_pipelines.phases.beginning import bound
 from zdm_pipelines.sandbox.server import Server
@@ -736,8 +736,18 @@ def test_incremental_and_full_verdicts_agree(url: str, seed: int) -> None:
 class Sql:
     """Comparisons that take as long, and give as much, as a test wants: by the range's place."""
 
+    guard = None
+
     def __init__(self, *statements: str) -> None:
         self.statements = statements
+
+    @property
+    def over(self) -> Catalog:
+        raise NotImplementedError
+
+    @property
+    def guarded(self) -> Sql:
+        return self
 
     def compare(self, lower: Any, upper: Any) -> Statement:
         return Statement(self.statements[int(lower[0])])

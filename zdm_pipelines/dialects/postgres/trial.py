@@ -6,6 +6,7 @@ The server itself says what an expression reads and whether its type fits; no SQ
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Literal
 
 import psycopg
 
@@ -15,6 +16,7 @@ from zdm_pipelines.dialects.postgres.environment import plain
 from zdm_pipelines.dialects.postgres.expressions import expression
 from zdm_pipelines.model.errors import Problem
 from zdm_pipelines.model.names import quote
+from zdm_pipelines.model.values import Column
 
 _INPUTS = """
 SELECT a.attname FROM pg_depend d
@@ -33,9 +35,18 @@ SELECT v.atttypid = t.atttypid OR v.atttypid = 'unknown'::regtype OR coalesce(
        t.atttypid < 16384 AND t.atttypid NOT IN ('money'::regtype, 'xml'::regtype) AND NOT EXISTS (
          SELECT FROM pg_depend d JOIN pg_rewrite r ON d.classid = 'pg_rewrite'::regclass AND r.oid = d.objid
          WHERE r.ev_class = v.attrelid AND d.refobjid >= 16384
-           AND d.refclassid IN ('pg_proc'::regclass, 'pg_operator'::regclass, 'pg_type'::regclass))
+           AND d.refclassid IN ('pg_proc'::regclass, 'pg_operator'::regclass, 'pg_type'::regclass)),
+       -- What the type of the column cannot hold of the type of the value: text that is too long, or large numbers.
+       -- The length of text, or of bits, is in the modifier; so are the digits of numeric.
+       CASE WHEN m.t < 0 OR v.atttypid = 'unknown'::regtype THEN NULL
+         WHEN g.typcategory IN ('S', 'V') AND (m.v < 0 OR m.v > m.t) THEN 'length'
+         WHEN g.typcategory = 'N' AND (m.v < 0
+           OR (m.v - 4 >> 16) - (m.v - 4 & 2047) > (m.t - 4 >> 16) - (m.t - 4 & 2047)) THEN 'size' END,
+       CASE WHEN s.typcategory = 'N' AND k.castcontext = 'a' THEN 'size' END
 FROM pg_attribute v CROSS JOIN pg_attribute t
 JOIN pg_type s ON s.oid = v.atttypid JOIN pg_type g ON g.oid = t.atttypid
+CROSS JOIN LATERAL (SELECT coalesce(nullif(v.atttypmod, -1), s.typtypmod) AS v,
+                           coalesce(nullif(t.atttypmod, -1), g.typtypmod) AS t) AS m
 LEFT JOIN pg_cast k ON k.castsource = v.atttypid AND k.casttarget = t.atttypid
 WHERE v.attrelid = 'pg_temp.zdm_view'::regclass AND v.attnum = 1 AND t.attrelid = $1::regclass AND t.attname = $2"""
 
@@ -61,6 +72,29 @@ class Judged:
     immutable: bool = True  # whether it depends on them alone
     plain: bool = False  # no setting but those of printing says what it means
     problems: tuple[Problem, ...] = field(default=())
+    gives: str = ""  # its type
+    exceeds: Literal["length", "size"] | None = None  # in what its values may exceed the column that it fits
+
+
+def narrower(which: str, judged: Judged, old: Column) -> str | None:
+    """What new code must not write before contract, where the type of an old column says that it cannot hold it.
+
+    Args:
+        which: what the declaration calls the expression.
+    """
+    what = f"{which} gives {judged.gives}, and {quote(old.name)} is {old.type}: until contract"
+    if judged.exceeds == "length":
+        return (
+            f"{what}, old code sees only the beginning of what new code writes longer than that, a rollback keeps no "
+            "more, and a unique index on the old column refuses what begins alike"
+        )
+    if judged.exceeds == "size":
+        effect = "refuses its insert" if old.not_null else "leaves it NULL where new code inserts it"
+        return (
+            f"{what}, let new code write no number that is too large for it. The old column keeps what it held, or "
+            f"{effect}; validate fails for such a row until all reads are on the new shape; a rollback loses the number"
+        )
+    return None
 
 
 @dataclass(frozen=True)
@@ -94,7 +128,7 @@ class Trial:
             with attempt(self.conn):
                 self.conn.execute(view.encode(), prepare=True)
                 found = tuple(name for (name,) in query(self.conn, _INPUTS, [self.shape]))
-                does, gives, wants, built_in = query(self.conn, _FITS, [*fits])[0]
+                does, gives, wants, built_in, *exceeds = query(self.conn, _FITS, [*fits])[0]
                 if not does:
                     fact, way_out = (
                         f"gives {gives}, and column {quote(fits[1])} is {wants}",
@@ -120,8 +154,14 @@ class Trial:
         except psycopg.Error as error:
             fact = f"is no expression over {'rows' if many else 'one row'} of the table ({safe(error)})"
             return Judged(inputs=found, problems=(*problems, Problem(thing, fact, f"correct {which}")))
-        simple = immutable and built_in and plain([sql])
-        return Judged(inputs=found, immutable=immutable, plain=simple, problems=tuple(problems))
+        return Judged(
+            inputs=found,
+            immutable=immutable,
+            plain=immutable and built_in and plain([sql]),
+            problems=tuple(problems),
+            gives=gives,
+            exceeds=next((one for one in exceeds if one), None),
+        )
 
     def _immutable(self, sql: str, type_name: str) -> bool:
         """Only an immutable expression may be stored as a generated column: the server is the judge."""

@@ -8,15 +8,17 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
-from zdm_pipelines.dialects.server import Server, Session
+from zdm_pipelines.dialects import DatabaseError, fault
+from zdm_pipelines.dialects.server import Fault, Server, Session
+from zdm_pipelines.engine.proof.failing import failure
 from zdm_pipelines.engine.proof.readers import readers
 from zdm_pipelines.model.capabilities import Comparison
 from zdm_pipelines.model.values import Key, KeyRange, Parity
 
-CATEGORIES = ("missing", "extra", "different")
+CATEGORIES = ("missing", "extra", "different", "beyond")
 MOST = 4  # ranges at once: each is a scan that keeps a processor of the server busy
 
 
@@ -30,6 +32,7 @@ class Counts:
     different: int
     through_down: int
     unmoved: int
+    beyond: int = 0
 
     @property
     def disagree(self) -> bool:
@@ -70,6 +73,7 @@ def compare(
     ranges: Sequence[KeyRange],
     *,
     parallel: int,
+    new_is_read: bool = False,
     tell: Callable[[int], None] = lambda _: None,
     each: Callable[[KeyRange, Counts], None] = lambda _, __: None,
     prepare: Callable[[Session], object] = lambda _: None,
@@ -78,6 +82,7 @@ def compare(
 
     Args:
         parallel: how many ranges at once; never more than four.
+        new_is_read: all reads are on the new shape, so that what it holds is right where `down` cannot give it.
         tell: called in this thread with the number of rows after each range.
         each: called in this thread after each range, in no certain order.
         prepare: called for each connection.
@@ -89,13 +94,34 @@ def compare(
     found: dict[int, Counts] = {}
     keys = FirstKeys()
 
-    def read(conn: Session, place: int, which: KeyRange) -> Counts:
-        counts = Counts(*conn.run(sql.compare(which.lower, which.upper))[0])
-        for category in CATEGORIES:
-            if getattr(counts, category) and keys.wanted(category, place):
-                statement = sql.mismatched_keys(category, which.lower, which.upper, limit=keys.most)
-                keys.put(category, place, conn.run(statement))
+    def wrong(counts: Counts) -> bool:
+        return (replace(counts, beyond=0) if new_is_read else counts).disagree
+
+    def count(conn: Session, place: int, which: KeyRange, by: Comparison = sql) -> Counts:
+        with conn.snapshot():
+            counts = Counts(*conn.run(by.compare(which.lower, which.upper))[0])
+            for category in CATEGORIES:
+                if getattr(counts, category) and keys.wanted(category, place):
+                    statement = by.mismatched_keys(category, which.lower, which.upper, limit=keys.most)
+                    keys.put(category, place, conn.run(statement))
         return counts
+
+    def read(conn: Session, place: int, which: KeyRange) -> Counts:
+        try:
+            return count(conn, place, which)
+        except DatabaseError as error:
+            if fault(error) is not Fault.OF_DATA:
+                raise
+            if sql.guard is None:
+                raise failure(conn, name, sql, which, error) from None
+        # An error ends the statement and says nothing of the other rows, so they are compared another way.
+        conn.run(sql.guard)
+        try:
+            return count(conn, place, which, sql.guarded)
+        except DatabaseError as error:
+            if fault(error) is not Fault.OF_DATA:
+                raise
+            raise failure(conn, name, sql.guarded, which, error) from None
 
     with readers(server, name, ranges, read, sessions=min(parallel, MOST), prepare=prepare) as reading:
         for (_, which), counts in reading.outcomes():
@@ -105,7 +131,8 @@ def compare(
     total = {field.name: sum(getattr(c, field.name) for c in found.values()) for field in fields(Counts)}
     return Parity(
         keys=keys.ordered(),
-        partitions=tuple(r.partition for r in ranges if found[r.ordinal].disagree),
+        new_is_read=new_is_read,
+        partitions=tuple(r.partition for r in ranges if wrong(found[r.ordinal])),
         seconds=time.monotonic() - begun,
         **total,
     )

@@ -1,4 +1,4 @@
-"""Readers: workers that read ranges, each range in a snapshot of its own."""
+"""Readers: workers that read ranges."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def readers(
 
     Args:
         name: what errors and sessions call the reading.
-        read: what is read of a range; all its statements see one snapshot.
+        read: what is read of a range.
         sessions: how many at most.
         prepare: called for each connection.
     """
@@ -40,7 +40,7 @@ def readers(
 
     def work(conn: Session, item: tuple[int, KeyRange]) -> Found:
         place, which = item
-        with conn.snapshot(), mapping(f"{name} range {which.partition}"):
+        with mapping(f"{name} range {which.partition}"):
             return read(conn, place, which)
 
     return Workers(

@@ -38,10 +38,11 @@ class FailingRows:
                 "look at it, the table's triggers and what refers to it, then run contract again; it goes on there"
             )
             return MappingFailed(self.name, fact, way_out)
+        expression = "up or down" if self.repair else "up"  # a repair asks down, too
         return MappingFailed(
             self.name,
-            f"up fails for {where}: {safe(error)}",
-            "correct that row or up and materialize the range again; what is moved stays moved",
+            f"{expression} fails for {where}: {safe(error)}",
+            f"correct that row or {expression} and materialize the range again; what is moved stays moved",
         )
 
     @property

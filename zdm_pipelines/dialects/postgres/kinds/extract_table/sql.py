@@ -342,6 +342,12 @@ class ExtractSql:
 
     # -- parity -------------------------------------------------------------------------------------------
 
+    guard = None  # a row for which `down` raises is an error
+
+    @property
+    def guarded(self) -> ExtractSql:
+        return self
+
     def _joined(self, of_source: str, of_new: str) -> str:
         """Both tables as FROM clause, joined by key: what each source row says beside what the new table holds.
 

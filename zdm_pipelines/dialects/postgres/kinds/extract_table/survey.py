@@ -12,7 +12,7 @@ from zdm_pipelines.dialects.postgres.environment import plain
 from zdm_pipelines.dialects.postgres.expressions import expression
 from zdm_pipelines.dialects.postgres.kinds.extract_table.declared import Declared, Facts
 from zdm_pipelines.dialects.postgres.kinds.extract_table.sql import POSITION, ExtractSql
-from zdm_pipelines.dialects.postgres.trial import Judged, Trial
+from zdm_pipelines.dialects.postgres.trial import Judged, Trial, narrower
 from zdm_pipelines.model.errors import Problem
 from zdm_pipelines.model.names import TableName, quote
 from zdm_pipelines.model.values import Catalog
@@ -224,7 +224,10 @@ class _Survey:
                 "up or when depends on more than the row (settings, time, other tables): parity will judge"
             )
         for column, down in self.change.downs.items():
-            judged.append(new.judge(f"down of {column}", down, fits=(_OLD, column), many=self.change.each is not None))
+            which = f"down of {column}"
+            judged.append(found := new.judge(which, down, fits=(_OLD, column), many=self.change.each is not None))
+            if warning := narrower(which, found, self.catalog.column(column)):
+                self.warnings.append(warning)
         self.problems += [problem for each in judged for problem in each.problems]
         defaults = [self.catalog.column(old).default for old in self.change.olds]
         defaults += [c.default for c in self.change.new.columns.values()]

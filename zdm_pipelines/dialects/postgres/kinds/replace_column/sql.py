@@ -6,10 +6,11 @@ gives. The second half holds for rows that new code wrote where `down` loses inf
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from zdm_pipelines.dialects.postgres import environment, keys, literals, marking
-from zdm_pipelines.dialects.postgres.expressions import BATCH, TRIGGER_PREFIX, expression, same
+from zdm_pipelines.dialects.postgres.expressions import BATCH, RAISE_ON, TRIGGER_PREFIX, expression, same
+from zdm_pipelines.dialects.postgres.kinds.replace_column import decision
 from zdm_pipelines.dialects.postgres.kinds.replace_column.declared import Declared, Facts
 from zdm_pipelines.model.capabilities import ALL, Marking, Pick, Until
 from zdm_pipelines.model.names import fitted, quote
@@ -27,6 +28,7 @@ class ReplaceColumnSql:
     facts: Facts
     tombstoned: bool = False
     marking: Marking | None = None  # what the sync function notes of the ranges it writes to; none: nothing
+    tolerant: bool = False  # rows for which `down` raises are beyond it, instead of an error
 
     @property
     def table(self) -> str:
@@ -82,17 +84,13 @@ class ReplaceColumnSql:
 
     # -- sync ---------------------------------------------------------------------------------------------
 
-    def _changed(self, columns: tuple[str, ...]) -> str:
+    def changed(self, columns: tuple[str, ...]) -> str:
+        """Predicate of a trigger for UPDATE: one of these columns changes."""
         # Compares the stored images: works for every type, and an application's BEFORE trigger that altered a
         # column not named in SET is seen, which `UPDATE OF` would miss.
         new = ", ".join(f"NEW.{quote(self._present(c))}" for c in columns)
         old = ", ".join(f"OLD.{quote(self._present(c))}" for c in columns)
         return f"pg_catalog.record_image_ne(ROW({new}), ROW({old}))"
-
-    @property
-    def old_shape(self) -> tuple[str, ...]:
-        """Columns whose change means that the old shape was written."""
-        return tuple(dict.fromkeys((self.change.old, *self.facts.up_inputs)))
 
     def create_function(self, *, track_until: str | None = None) -> str:
         """The sync function; until the given time (ISO, with zone) it also records the key of every row it sees."""
@@ -102,15 +100,12 @@ class ReplaceColumnSql:
             old_unset += (
                 f" OR pg_catalog.record_image_eq(ROW(NEW.{quote(self.old)}), ROW(({default})::{self.old_type}))"
             )
-        unset = ""
-        if not self.change.new.nullable:
-            # A NULL that may not be is what code read before the row was moved and now writes back with all columns.
-            unset = (
-                f"WHEN NEW.{quote(self.new)} IS NULL THEN "
-                f"CASE WHEN {self._changed(self.old_shape)} THEN 'old' ELSE 'neither' END\n                  "
-            )
         mark = "" if self.marking is None else marking.block(self.marking, self.migration_id, self.catalog.key[0])
         noted = f"'zdm.noted_{self.migration_id}_' || wrote"
+        refused = ""
+        if self.catalog.column(self.change.old).not_null:
+            # The server would refuse the row for its NULL, which says nothing of the reason.
+            refused = f"\n    ELSIF NEW.{quote(self.old)} IS NULL THEN\n      RAISE;"
         track = ""
         if track_until is not None:
             key = keys.as_text(self.catalog.key, row="NEW")
@@ -124,8 +119,7 @@ class ReplaceColumnSql:
         header = f"CREATE OR REPLACE FUNCTION {self.function}() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER"
         source = f"""
 #variable_conflict use_column
-DECLARE
-  wrote text;
+DECLARE{decision.VARIABLES}
   failed text;
   minute text;
 BEGIN
@@ -136,32 +130,30 @@ BEGIN
     RETURN NEW;
   END IF;
   IF TG_OP = 'INSERT' THEN
-    wrote := CASE WHEN NEW.{quote(self.new)} IS NOT NULL THEN CASE WHEN {old_unset} THEN 'new' ELSE 'both' END
-                  WHEN {old_unset} THEN 'neither' ELSE 'old' END;
+{decision.on_insert(self, old_unset)}
   ELSE
-    wrote := CASE WHEN NOT ({self._changed((*self.old_shape, self.new))})
-                  THEN CASE WHEN NEW.{quote(self.new)} IS NULL THEN 'neither' ELSE 'nothing' END
-                  {unset}WHEN NOT ({self._changed((self.new,))}) THEN 'old'
-                  WHEN NOT ({self._changed(self.old_shape)}) THEN 'new' ELSE 'both' END;
+{decision.on_update(self, old_unset)}
   END IF;
   BEGIN
-    IF wrote IN ('old', 'neither') THEN
+    IF gives = 'up' THEN
       SELECT {expression(self.change.up)} INTO NEW.{quote(self.new)}
         FROM {self.row_source(self.facts.up_inputs, record="NEW")};
-    ELSIF wrote = 'new' THEN
-      SELECT {expression(self.change.down)} INTO NEW.{quote(self.old)}
+    ELSIF gives = 'down' THEN
+      -- As parity compares it: text that is too long for the old column is cut off, not refused.
+      SELECT {expression(self.change.down)}::{self.old_type} INTO NEW.{quote(self.old)}
         FROM {self.row_source(self.facts.down_inputs, record="NEW")};
     END IF;
   EXCEPTION WHEN others THEN
-    -- The application's write goes through, until NOT NULL is set; validate finds such rows, for people to mend.
+    {RAISE_ON}
+    -- The application's write goes through; validate finds such rows, for people to mend.
     failed := SQLSTATE;
-    IF wrote IN ('old', 'neither') THEN
-      NEW.{quote(self.new)} := NULL;
+    IF gives = 'up' THEN
+      NEW.{quote(self.new)} := NULL;{refused}
     END IF;
   END;{track}{mark}
   -- Once a minute and session: exact about who, cheap, and two sessions never wait for each other.
   minute := coalesce(failed, '') || (extract(epoch FROM statement_timestamp())::bigint / 60)::text;
-  IF wrote NOT IN ('neither', 'nothing') AND current_setting({noted}, true) IS DISTINCT FROM minute THEN
+  IF wrote IN ('old', 'new', 'both') AND current_setting({noted}, true) IS DISTINCT FROM minute THEN
     PERFORM set_config({noted}, minute, false);
     INSERT INTO zdm.writer (migration_id, wrote, failed, application_name, login)
     VALUES ({self.migration_id}, wrote, failed, current_setting('application_name'), session_user);
@@ -178,11 +170,11 @@ END """
         """
         changed = "true"
         if event == "update":
-            # The key and what `down` reads, too: such a row is recorded while contract compares, and one that was
-            # never moved is moved before it slips into a range that was.
-            names = (*self.old_shape, self.new, *(c.name for c in self.catalog.key), *self.facts.down_inputs)
-            watched = tuple(dict.fromkeys(names))
-            changed = self._changed(watched)
+            # The key, too: such a row is recorded while contract compares, and one that was never moved is moved before
+            # it slips into a range that was.
+            inputs = (*self.facts.up_inputs, *self.facts.down_inputs)
+            names = (self.change.old, self.new, *(c.name for c in self.catalog.key), *inputs)
+            changed = self.changed(tuple(dict.fromkeys(names)))
         condition = (
             f"CASE WHEN {BATCH} = '' OR pg_catalog.pg_trigger_depth() > 0 THEN {changed} ELSE {BATCH} <> 'on' END"
         )
@@ -200,8 +192,8 @@ END """
 
     @property
     def disagreeing(self) -> str:
-        """Predicate: the two shapes disagree."""
-        return f"NOT (({self.same_up}) OR ({self.same_down}))"
+        """Predicate: the two shapes disagree, and the new one is not beyond `down`, which makes it the newer."""
+        return f"NOT (({self.same_up}) OR coalesce({self._gives_back}, true))"
 
     @property
     def over(self) -> Catalog:
@@ -286,6 +278,38 @@ WHERE ctid = ANY (ARRAY(
     def same_down(self) -> str:
         return same(quote(self.change.old), expression(self.change.down), self.old_type)
 
+    @property
+    def guard(self) -> Statement:
+        """A function of the session: whether `down` gives the old value; NULL where `down` raises."""
+        arguments = ", ".join(self._types[c] for c in self._judged)
+        listed = ", ".join(f"${n} AS {quote(c)}" for n, c in enumerate(self._judged, 1))
+        return Statement(f"""\
+CREATE OR REPLACE FUNCTION pg_temp.zdm_gives_back_{self.migration_id}({arguments}) RETURNS boolean
+LANGUAGE plpgsql STABLE AS $zdm_guard$
+BEGIN
+  RETURN (SELECT {self.same_down} FROM (SELECT {listed}) AS {self.alias});
+EXCEPTION WHEN others THEN
+  {RAISE_ON}
+  RETURN NULL;
+END $zdm_guard$""")
+
+    @property
+    def _types(self) -> dict[str, str]:
+        return {c.name: c.type for c in self.catalog.columns} | {self.new: self.new_type}
+
+    @property
+    def _judged(self) -> tuple[str, ...]:
+        """The old column and what `down` reads."""
+        return (self.change.old, *self.facts.down_inputs)
+
+    @property
+    def _gives_back(self) -> str:
+        return f"pg_temp.zdm_gives_back_{self.migration_id}({', '.join(map(quote, self._judged))})"
+
+    @property
+    def guarded(self) -> ReplaceColumnSql:
+        return replace(self, tolerant=True)
+
     def _categories(self) -> dict[str, str]:
         up, new = expression(self.change.up), quote(self.new)
         # A row whose two sides are both empty under their own mapping but not alike counts as different.
@@ -293,22 +317,24 @@ WHERE ctid = ANY (ARRAY(
             "missing": f"NOT zdm_same AND {new} IS NULL AND {up} IS NOT NULL",
             "extra": f"NOT zdm_same AND {new} IS NOT NULL AND {up} IS NULL",
             "different": f"NOT zdm_same AND ({new} IS NULL) = ({up} IS NULL)",
+            "beyond": "zdm_same IS NULL",
         }
 
     def _compared(self, interval: str) -> str:
-        up, down = self.same_up, self.same_down
+        up, down = self.same_up, self._gives_back if self.tolerant else self.same_down
         return (
             f"{self.table_source()} CROSS JOIN LATERAL "
             f"(SELECT ({up}) AS zdm_up, ({up}) OR ({down}) AS zdm_same) AS zdm_verdict WHERE {interval}"
         )
 
     def compare(self, lower: Key | None, upper: Key | None) -> Statement:
-        """Counts of an interval: rows, missing, extra, different, agreeing through `down` only, not moved."""
+        """Counts: rows, missing, extra, different, agreeing through `down` only, not moved; tolerant, beyond it."""
         interval, params = keys.between(self.catalog.key, lower, upper)
-        filters = ", ".join(f"count(*) FILTER (WHERE {c})" for c in self._categories().values())
-        only_down = "count(*) FILTER (WHERE zdm_same AND NOT zdm_up)"
-        unmoved = f"count(*) FILTER (WHERE {self.unmoved})"
-        sql = f"SELECT count(*), {filters}, {only_down}, {unmoved} FROM {self._compared(interval)}"
+        categories = self._categories()
+        beyond = categories.pop("beyond")
+        counted = [*categories.values(), "zdm_same AND NOT zdm_up", self.unmoved, *([beyond] if self.tolerant else [])]
+        filters = ", ".join(f"count(*) FILTER (WHERE {c})" for c in counted)
+        sql = f"SELECT count(*), {filters} FROM {self._compared(interval)}"
         return Statement(sql, params)
 
     def mismatched_keys(self, category: str, lower: Key | None, upper: Key | None, *, limit: int) -> Statement:
@@ -332,5 +358,5 @@ WHERE ctid = ANY (ARRAY(
             "WITH zdm_touched AS (DELETE FROM zdm.touched WHERE migration_id = $1 RETURNING key), "
             "zdm_taken AS MATERIALIZED (SELECT DISTINCT key FROM zdm_touched) "
             "SELECT (SELECT count(*) FROM zdm_taken), (SELECT count(*) FROM zdm_taken CROSS JOIN LATERAL "
-            f"(SELECT 1 FROM {self._compared(texts)} AND NOT zdm_same) AS zdm_bad)"
+            f"(SELECT 1 FROM {self.guarded._compared(texts)} AND NOT zdm_same) AS zdm_bad)"
         )

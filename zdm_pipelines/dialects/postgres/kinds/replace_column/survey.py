@@ -15,7 +15,7 @@ from zdm_pipelines.dialects.postgres.environment import plain
 from zdm_pipelines.dialects.postgres.expressions import TRIGGER_PREFIX, expression
 from zdm_pipelines.dialects.postgres.kinds.replace_column.declared import Declared, Facts
 from zdm_pipelines.dialects.postgres.kinds.replace_column.rebuilds import COPY, Rebuilds
-from zdm_pipelines.dialects.postgres.trial import Trial
+from zdm_pipelines.dialects.postgres.trial import Trial, narrower
 from zdm_pipelines.model.errors import Problem
 from zdm_pipelines.model.names import TableName, quote
 from zdm_pipelines.model.values import Catalog
@@ -148,6 +148,8 @@ class _Survey:
         judged_up = trial.judge("up", self.change.up, fits=(COPY, self.new.name))
         judged_down = trial.judge("down", self.change.down, fits=(COPY, self.old.name))
         up, down = judged_up.inputs, judged_down.inputs
+        if warning := narrower("down", judged_down, self.old):
+            self.warnings.append(warning)
         self.problems += (*judged_up.problems, *judged_down.problems)
         for which, sql, found, own, shape in (
             ("up", self.change.up, up, self.new.name, "old"),
