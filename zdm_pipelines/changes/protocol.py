@@ -62,6 +62,13 @@ class Retirement(Protocol):
         """Everything that still stands on what goes, or has gone before us, as reasons against contract."""
         ...
 
+    def mentions(self, session: Session) -> Mapping[str, str]:
+        """What names what goes in a text that the server does not parse, and why that stands against contract.
+
+        By what the thing is called in `contract.unaffected`, where people say that it means something else.
+        """
+        ...
+
     def tombstone(self) -> list[Step]:
         """Steps of one short transaction that put the old shape out of sight; empty: the kind has no tombstone."""
         ...

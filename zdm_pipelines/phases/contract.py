@@ -10,7 +10,7 @@ from datetime import datetime, timedelta
 from typing import Any
 
 from zdm_pipelines import ledger
-from zdm_pipelines.changes import Change, Words, kind_of
+from zdm_pipelines.changes import Change, Retirement, Words, kind_of
 from zdm_pipelines.dialects import DatabaseError, mapping
 from zdm_pipelines.dialects.server import Session
 from zdm_pipelines.engine import gate
@@ -126,12 +126,20 @@ def reasons(
         checks=tuple(words.checks),
         old=words.old,
         dependents=[
-            *(retire.dependents(session) if retire and surveyed else ()),
+            *(_standing(context, session, retire) if retire and surveyed else ()),
             *(gate.uses(session, context.database, change.in_use) if change and surveyed else ()),
         ],
         sync=change.sync if change else None,
-        constraints=change.enforce if change else (),
+        constraints=[*change.enforce, *(change.today(session) if change.today and surveyed else ())] if change else (),
     )
+
+
+def _standing(context: Context, session: Session, retire: Retirement) -> list[str]:
+    """What still stands on what goes, and what names it unless the declaration says that it means something else."""
+    said = context.migration.contract.unaffected
+    way_out = "make it anew without the name, or, if it means something else, list it under contract.unaffected: "
+    named = [f"{why}: {way_out}{name}" for name, why in retire.mentions(session).items() if name not in said]
+    return [*retire.dependents(session), *named]
 
 
 @dataclass

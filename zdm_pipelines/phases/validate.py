@@ -226,7 +226,7 @@ class _Validation:
         if (verdict := self._verdict(_ENFORCED)) is not None:
             return verdict
         begun: list[Step] = []
-        steps = list(self.change.enforce)
+        steps = list(self.change.enforce) or self._left(self._today())
         while steps:
             for step in steps:
                 if locks.is_done(self.session, step):

@@ -64,6 +64,7 @@ down: display_name  # SQL over the new row -> old value: keeps rollback open"""
             rows=statements,
             parity=statements,
             enforce=steps.enforce(),
+            today=steps.today,
             checks=(DataCheck(check="constraints_valid", count=nulls, failed=words.NULLS),) if nulls else (),
             retire=steps,
         )

@@ -38,24 +38,8 @@ WHERE i.indrelid = $1 AND i.indisprimary AND k.position <= i.indnkeyatts ORDER B
 SELECT n.nspname, c.relname FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
 WHERE c.relkind IN ('r', 'p') AND n.nspname NOT LIKE 'pg\_%' AND n.nspname <> 'information_schema' LIMIT 5000;
 
--- dependents: Objects that read a column, and would stop its drop or keep reading it under its tombstone name.
-SELECT DISTINCT pg_describe_object(d.classid, d.objid, d.objsubid)
-FROM pg_depend d WHERE d.refclassid = 'pg_class'::regclass AND d.refobjid = $1 AND d.refobjsubid = $2
-  AND d.deptype IN ('n', 'a')
-  AND NOT (d.classid = 'pg_class'::regclass AND EXISTS (
-             SELECT 1 FROM pg_index i WHERE i.indexrelid = d.objid AND i.indrelid = $1))
-  AND NOT (d.classid = 'pg_class'::regclass AND EXISTS (
-             SELECT 1 FROM pg_class s WHERE s.oid = d.objid AND s.relkind = 'S'))
-  AND NOT (d.classid = 'pg_attrdef'::regclass AND EXISTS (
-             SELECT 1 FROM pg_attrdef f WHERE f.oid = d.objid AND f.adrelid = $1 AND f.adnum = $2))
-  AND NOT (d.classid = 'pg_constraint'::regclass AND EXISTS (
-             SELECT 1 FROM pg_constraint k WHERE k.oid = d.objid AND k.conrelid = $1))
-  AND NOT (d.classid = 'pg_trigger'::regclass AND EXISTS (
-             SELECT 1 FROM pg_trigger t WHERE t.oid = d.objid AND t.tgname LIKE 'zzz\_zdm\_%'))
-ORDER BY 1;
-
--- row_triggers: The application's row triggers: name, fires before, fires on update.
-SELECT tgname, (tgtype & 2) <> 0 AS before, (tgtype & 16) <> 0 AS on_update FROM pg_trigger
+-- row_triggers: The application's row triggers: name, fires before, fires on an update of whatever column.
+SELECT tgname, (tgtype & 2) <> 0 AS before, (tgtype & 16) <> 0 AND cardinality(tgattr::int2[]) = 0 AS on_update FROM pg_trigger
 WHERE tgrelid = $1 AND NOT tgisinternal AND (tgtype & 1) <> 0 AND tgenabled <> 'D'
   AND tgname NOT LIKE 'zzz\_zdm\_%' ORDER BY tgname;
 
