@@ -16,7 +16,7 @@ from zdm_pipelines.model.change import ChangeSpec
 from zdm_pipelines.model.errors import Problem
 from zdm_pipelines.model.migration import Migration
 from zdm_pipelines.model.states import Phase
-from zdm_pipelines.model.values import Catalog, Relation, Step
+from zdm_pipelines.model.values import Catalog, Named, Relation, Step
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,6 +97,7 @@ class Change:
     """One change, bound to its migration: the capabilities that its kind has."""
 
     relations: tuple[Relation, ...]  # claimed in the ledger, locked in this order; the first is the declared table
+    named: tuple[Named, ...] = ()  # the columns that its statements name, once it has begun
     told: Sequence[tuple[str, str]] = ()  # further lines above a plan: name and value
     expand: Sequence[Step] = ()
     sync: Sync | None = None

@@ -25,7 +25,7 @@ from zdm_pipelines.model.lifecycle import Need
 from zdm_pipelines.model.states import Phase, State
 from zdm_pipelines.model.values import Moved, Relation, Report, Statement, Step
 from zdm_pipelines.phases import row_work
-from zdm_pipelines.phases.beginning import begin, bound, claims
+from zdm_pipelines.phases.beginning import altered, begin, bound, claims, unaltered
 from zdm_pipelines.phases.way_back import bring_back
 
 # The proof must end before tracking ends by itself.
@@ -116,6 +116,8 @@ def reasons(
     Args:
         begins: the table was surveyed a moment ago, for contract begins the migration.
     """
+    if change and entry is not None and context.lifecycle.active(entry.state) and (found := altered(session, change)):
+        return found  # what else is asked names these columns
     words = kind_of(context.migration).words(context.migration)
     retire = change.retire if change else None
     surveyed = entry is not None and (begins or context.lifecycle.active(entry.state))
@@ -403,6 +405,8 @@ def undo(context: Context) -> None:
         if entry.state == before:
             return
         change = _untombstoned(context, session, entry)
+        if entry.state == State.TOMBSTONED:
+            unaltered(session, context, bound(context, entry))
         # The steps are those that made the tombstone, taken back in reverse.
         steps = change.retire.tombstone() if change.retire and entry.state == State.TOMBSTONED else []
         if change.rows is not None and change.rows.destroys:

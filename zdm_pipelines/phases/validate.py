@@ -20,7 +20,7 @@ from zdm_pipelines.model.errors import ParityMismatch, PreflightError, Problem
 from zdm_pipelines.model.lifecycle import Need
 from zdm_pipelines.model.states import Phase, State
 from zdm_pipelines.model.values import Check, KeyRange, Parity, RangeProgress, Report, Statement, Step
-from zdm_pipelines.phases.beginning import begin, bound, claims
+from zdm_pipelines.phases.beginning import begin, bound, claims, unaltered
 
 _ENFORCED = "constraints_valid"
 _NAMED = 10  # ranges named in an error
@@ -89,7 +89,8 @@ def run(context: Context, *, full: bool = False, compared: Callable[[int], None]
             session, context.migration, context.lifecycle.allowed(Phase.VALIDATE), to_do="be validated"
         )
         session.rows.prepare(entry.catalog)
-        job = _Validation(context, session, entry, bound(context, entry), compared)
+        change = unaltered(session, context, bound(context, entry))
+        job = _Validation(context, session, entry, change, compared)
         checks = job.examine(full=full)
         entry = _settle(context, session, job.entry, checks)
     failed = [c for c in checks if not c.passed]
@@ -367,7 +368,7 @@ def undo(context: Context) -> None:
         entry = ledger.require(
             session, context.migration, lifecycle.allowed(Phase.VALIDATE) | before, to_do="undo validate"
         )
-        change = bound(context, entry)
+        change = unaltered(session, context, bound(context, entry), left_behind=True)
         with session.transaction():
             ledger.forget_checks(session, entry.id)
             proofs.forget(session, entry.id)

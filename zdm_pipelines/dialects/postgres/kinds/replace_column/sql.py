@@ -26,6 +26,7 @@ class ReplaceColumnSql:
     catalog: Catalog
     facts: Facts
     tombstoned: bool = False
+    called: str = ""  # what expressions call the table, whatever others call it by now; default: its name
     marking: Marking | None = None  # what the sync function notes of the ranges it writes to; none: nothing
 
     @property
@@ -35,7 +36,14 @@ class ReplaceColumnSql:
     @property
     def alias(self) -> str:
         """The bare table name, so that expressions may say users.full_name."""
-        return quote(self.catalog.table.name)
+        return quote(self.called or self.catalog.table.name)
+
+    @property
+    def columns(self) -> dict[str, int]:
+        """The columns that statements name, as they are called now, with their numbers; 0: expand makes it."""
+        names = (self.change.old, *(c.name for c in self.catalog.key), *self.facts.up_inputs, *self.facts.down_inputs)
+        numbers = {c.name: c.number for c in self.catalog.columns}
+        return {self._present(name): numbers.get(name, 0) for name in (*names, self.new)}
 
     @property
     def tombstone(self) -> str:
@@ -126,6 +134,9 @@ class ReplaceColumnSql:
                 f"\n  IF clock_timestamp() < '{track_until}'::timestamptz THEN"
                 f"\n    INSERT INTO zdm.touched (migration_id, key) VALUES ({self.migration_id}, {key});\n  END IF;"
             )
+        # Without its key a row can be neither recorded nor marked.
+        gone = " OR ".join(f"NEW.{quote(c.name)} IS NULL" for c in self.catalog.key)
+        keyed = f"\n    IF {gone} THEN RETURN NEW; END IF;" if track or mark else ""
         return f"""\
 CREATE OR REPLACE FUNCTION {self.function}() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER
   {" ".join(f"SET {s}" for s in dict.fromkeys(settings))} AS $zdm_sync$
@@ -135,6 +146,8 @@ DECLARE
   failed text;
   minute text;
 BEGIN
+  BEGIN{keyed}
+  wrote := 'unknown';
   IF TG_OP = 'INSERT' THEN
     wrote := CASE WHEN NEW.{quote(self.new)} IS NOT NULL THEN CASE WHEN {old_unset} THEN 'new' ELSE 'both' END
                   WHEN {old_unset} THEN 'neither' ELSE 'old' END;
@@ -144,7 +157,6 @@ BEGIN
                   {unset}WHEN NOT ({self._changed((self.new,))}) THEN 'old'
                   WHEN NOT ({self._changed(self.old_shape)}) THEN 'new' ELSE 'both' END;
   END IF;
-  BEGIN
     IF wrote IN ('old', 'neither') THEN
       SELECT {expression(self.change.up)} INTO NEW.{quote(self.new)}
         FROM {self.row_source(self.facts.up_inputs, record="NEW")};
@@ -155,13 +167,16 @@ BEGIN
   EXCEPTION WHEN others THEN
     -- The application's write goes through, until NOT NULL is set; validate finds such rows, for people to mend.
     failed := SQLSTATE;
+    -- Others renamed a column: this write goes through, too, and zdm says which column it is.
+    IF coalesce(wrote, 'unknown') = 'unknown' AND failed <> '42703' THEN RAISE; END IF;
+    IF wrote IS NULL THEN RETURN NEW; END IF;
     IF wrote IN ('old', 'neither') THEN
       NEW.{quote(self.new)} := NULL;
     END IF;
   END;{track}{mark}
   -- Once a minute and session: exact about who, cheap, and two sessions never wait for each other.
   minute := coalesce(failed, '') || (extract(epoch FROM statement_timestamp())::bigint / 60)::text;
-  IF wrote NOT IN ('neither', 'nothing') AND current_setting({noted}, true) IS DISTINCT FROM minute THEN
+  IF wrote IN ('old', 'new', 'both') AND current_setting({noted}, true) IS DISTINCT FROM minute THEN
     PERFORM set_config({noted}, minute, false);
     INSERT INTO zdm.writer (migration_id, wrote, failed, application_name, login)
     VALUES ({self.migration_id}, wrote, failed, current_setting('application_name'), session_user);
