@@ -16,7 +16,7 @@ from zdm_pipelines.model.change import ChangeSpec
 from zdm_pipelines.model.errors import Problem
 from zdm_pipelines.model.migration import Migration
 from zdm_pipelines.model.states import Phase
-from zdm_pipelines.model.values import Catalog, Relation, Step
+from zdm_pipelines.model.values import Catalog, Named, Relation, Step
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,6 +62,13 @@ class Retirement(Protocol):
         """Everything that still stands on what goes, or has gone before us, as reasons against contract."""
         ...
 
+    def mentions(self, session: Session) -> Mapping[str, str]:
+        """What names what goes in a text that the server does not parse, and why that stands against contract.
+
+        By what the thing is called in `contract.unaffected`, where people say that it means something else.
+        """
+        ...
+
     def tombstone(self) -> list[Step]:
         """Steps of one short transaction that put the old shape out of sight; empty: the kind has no tombstone."""
         ...
@@ -90,6 +97,7 @@ class Change:
     """One change, bound to its migration: the capabilities that its kind has."""
 
     relations: tuple[Relation, ...]  # claimed in the ledger, locked in this order; the first is the declared table
+    named: tuple[Named, ...] = ()  # the columns that its statements name, once it has begun
     told: Sequence[tuple[str, str]] = ()  # further lines above a plan: name and value
     expand: Sequence[Step] = ()
     sync: Sync | None = None

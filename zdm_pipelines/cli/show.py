@@ -204,6 +204,11 @@ def status(migration: Migration, found: Status, against: Sequence[str] | None) -
     rows: list[tuple[str, RenderableType]] = [
         ("migration", Text(migration.name, style="bold")),
         ("table", Text(f"{migration.table_name} in database {migration.database}")),
+        *(
+            [("renamed", Text(f"it is called {found.called} now, and goes on under that name", "yellow"))]
+            if found.called
+            else []
+        ),
         ("state", state(found.state)),
         *([("declaration", Text(found.conflict, style="red"))] if found.conflict else []),
         *(("held" if not i else "", hold(migration.name, one)) for i, one in enumerate(found.holds)),

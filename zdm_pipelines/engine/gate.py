@@ -67,7 +67,7 @@ def reasons(
     found += dependents
     found += sync_reasons(session, sync)
     found += [
-        f"not in place: {step.name}; run validate"
+        f"not in place: {step.name} ({step.reason}); run validate"
         for step in constraints
         if step.done_when and not locks.is_done(session, step)
     ]

@@ -94,6 +94,10 @@ class Contract(Declared):
         default=written("25h"),
         description="No write through the old shape for this long; 25h catches a daily job.",
     )
+    unaffected: tuple[str, ...] = Field(
+        default=(),
+        description="Functions and the like whose text names what goes and means something else, as the gate says.",
+    )
 
 
 class Migration(Declared):

@@ -30,6 +30,14 @@ class Relation:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Named:
+    """Columns that a change names in its statements, so that a column which others rename or drop is told."""
+
+    table: int  # oid
+    columns: Mapping[str, int]  # by name, the number; 0: expand makes it
+
+
+@dataclass(frozen=True, kw_only=True)
 class KeyRange:
     """A primary-key interval: one Dagster partition."""
 
@@ -274,4 +282,5 @@ class Status:
     stragglers: tuple[str, ...]
     holds: tuple[Hold, ...]  # what stands against writing
     events: tuple[str, ...]  # the latest, newest first
+    called: str = ""  # what the table is called by now, if that is not as the declaration says
     conflict: str = ""  # how a file contradicts what the migration was begun with; empty: the two agree

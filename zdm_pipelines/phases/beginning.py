@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -11,7 +12,7 @@ from zdm_pipelines.dialects import DatabaseError, fault, safe
 from zdm_pipelines.dialects.server import Fault, Session
 from zdm_pipelines.engine.context import Context
 from zdm_pipelines.model.capabilities import Notes
-from zdm_pipelines.model.errors import PreflightError, Problem
+from zdm_pipelines.model.errors import PreflightError, Problem, StateConflict
 from zdm_pipelines.model.states import Phase, State
 from zdm_pipelines.model.values import Relation
 
@@ -82,6 +83,33 @@ def begin(context: Context, session: Session, phase: Phase) -> tuple[ledger.Entr
     if survey is not None:
         entry = ledger.register(session, context.migration, survey.catalog, survey.facts)
     return entry, begins
+
+
+def altered(session: Session, change: Change, *, left_behind: bool = False) -> list[str]:
+    """What others renamed or dropped that the change names, each with its way out.
+
+    Args:
+        left_behind: only what a rollback would leave behind in the declared table, under another name than expand gave.
+    """
+    return [
+        reason
+        for named in change.named
+        if named.table and (not left_behind or named.table == change.relations[0].oid)
+        for reason, renamed in session.named("catalog.altered", named.table, json.dumps(dict(named.columns)))
+        if renamed or not left_behind
+    ]
+
+
+def unaltered(session: Session, context: Context, change: Change, *, left_behind: bool = False) -> Change:
+    """The same change, whose columns are called as its statements call them; see `altered`.
+
+    Raises:
+        StateConflict: others renamed or dropped one.
+    """
+    if found := altered(session, change, left_behind=left_behind):
+        fact, _, way_out = "; ".join(found).rpartition(": ")
+        raise StateConflict(context.name, fact, way_out)
+    return change
 
 
 def claims(session: Session, change: Change) -> Sequence[Relation]:

@@ -10,7 +10,7 @@ from datetime import datetime, timedelta
 from typing import Any
 
 from zdm_pipelines import ledger
-from zdm_pipelines.changes import Change, Words, kind_of
+from zdm_pipelines.changes import Change, Retirement, Words, kind_of
 from zdm_pipelines.dialects import DatabaseError, mapping
 from zdm_pipelines.dialects.server import Session
 from zdm_pipelines.engine import gate
@@ -25,7 +25,7 @@ from zdm_pipelines.model.lifecycle import Need
 from zdm_pipelines.model.states import Phase, State
 from zdm_pipelines.model.values import Moved, Relation, Report, Statement, Step
 from zdm_pipelines.phases import row_work
-from zdm_pipelines.phases.beginning import begin, bound, claims
+from zdm_pipelines.phases.beginning import altered, begin, bound, claims, unaltered
 from zdm_pipelines.phases.way_back import bring_back
 
 # The proof must end before tracking ends by itself.
@@ -116,6 +116,8 @@ def reasons(
     Args:
         begins: the table was surveyed a moment ago, for contract begins the migration.
     """
+    if change and entry is not None and context.lifecycle.active(entry.state) and (found := altered(session, change)):
+        return found  # what else is asked names these columns
     words = kind_of(context.migration).words(context.migration)
     retire = change.retire if change else None
     surveyed = entry is not None and (begins or context.lifecycle.active(entry.state))
@@ -126,12 +128,20 @@ def reasons(
         checks=tuple(words.checks),
         old=words.old,
         dependents=[
-            *(retire.dependents(session) if retire and surveyed else ()),
+            *(_standing(context, session, retire) if retire and surveyed else ()),
             *(gate.uses(session, context.database, change.in_use) if change and surveyed else ()),
         ],
         sync=change.sync if change else None,
-        constraints=change.enforce if change else (),
+        constraints=[*change.enforce, *(change.today(session) if change.today and surveyed else ())] if change else (),
     )
+
+
+def _standing(context: Context, session: Session, retire: Retirement) -> list[str]:
+    """What still stands on what goes, and what names it unless the declaration says that it means something else."""
+    said = context.migration.contract.unaffected
+    way_out = "make it anew without the name, or, if it means something else, list it under contract.unaffected: "
+    named = [f"{why}: {way_out}{name}" for name, why in retire.mentions(session).items() if name not in said]
+    return [*retire.dependents(session), *named]
 
 
 @dataclass
@@ -399,6 +409,8 @@ def undo(context: Context) -> None:
         if entry.state == before:
             return
         change = _untombstoned(context, session, entry)
+        if entry.state == State.TOMBSTONED:
+            unaltered(session, context, bound(context, entry))
         # The steps are those that made the tombstone, taken back in reverse.
         steps = change.retire.tombstone() if change.retire and entry.state == State.TOMBSTONED else []
         if change.rows is not None and change.rows.destroys:

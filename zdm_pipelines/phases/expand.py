@@ -16,7 +16,7 @@ from zdm_pipelines.model.errors import StateConflict
 from zdm_pipelines.model.lifecycle import Need
 from zdm_pipelines.model.states import Phase, State
 from zdm_pipelines.model.values import RangeProgress, Report, Step
-from zdm_pipelines.phases.beginning import begin, bound, claims
+from zdm_pipelines.phases.beginning import begin, bound, claims, unaltered
 
 # The sync trigger notes each session once a minute: two minutes miss nobody who writes more often.
 _NEW_CODE_SECONDS = 120.0
@@ -47,7 +47,7 @@ def run(context: Context) -> Report:
         entry = ledger.require(
             session, context.migration, context.lifecycle.allowed(Phase.EXPAND), to_do="be expanded again"
         )
-        cut, rows = _cut(context, session, entry, bound(context, entry))
+        cut, rows = _cut(context, session, entry, unaltered(session, context, bound(context, entry)))
     to_do = "look at" if Need.DESTROYS in context.lifecycle.needs else "move"
     counted = f"about {rows:,} rows in {len(cut)} ranges to {to_do}" if cut else f"there are no rows to {to_do}"
     return Report(
@@ -123,7 +123,7 @@ def undo(context: Context, *, force: bool = False) -> None:
                 f"new code still writes {kind_of(context.migration).words(context.migration).new}: {'; '.join(users)}",
                 "deploy code that does not know it and wait two minutes, or force it, which breaks that code",
             )
-        change = bound(context, entry)
+        change = unaltered(session, context, bound(context, entry), left_behind=True)
         # Applications keep a flag's last value: all must have read that it is 0 before the new shape goes.
         while not ledger.flag_settled(session, entry.id, seconds=FLAG_SECONDS):
             time.sleep(0.1)

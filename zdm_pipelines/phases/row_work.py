@@ -24,7 +24,7 @@ from zdm_pipelines.model.capabilities import ALL
 from zdm_pipelines.model.errors import MigrationBusy, RolledBack, SpecError, StateConflict
 from zdm_pipelines.model.states import Phase, State
 from zdm_pipelines.model.values import KeyRange, Moved, Report, Step
-from zdm_pipelines.phases.beginning import bound
+from zdm_pipelines.phases.beginning import bound, unaltered
 
 Gate = Callable[[Session, "ledger.Entry"], None]  # raises when something stands against the row work
 
@@ -130,7 +130,7 @@ def _begin(
         ledger.ensure(context.server)  # it may have been made by an earlier version
         tuning.publish(session, context.migration)
         began = _same_attempt(session, entry, attempt)
-        change = bound(context, entry)
+        change = unaltered(session, context, bound(context, entry))
         assert change.rows is not None  # the phase is there because of it
         if repair:
             _refuse_repair(session, entry, destroys=change.rows.destroys)
@@ -308,6 +308,7 @@ class _Job:
                 moved = worker.run(wanted)
             except DatabaseError as error:
                 if fault(error) is Fault.OTHER:
+                    unaltered(session, context, bound(context, entry))
                     self.gate(session, entry)  # the table may be another one than before: the gate says how
                 raise
             if moved.rows and state not in lifecycle.watched:

@@ -11,7 +11,7 @@ from zdm_pipelines.engine.schema.sync import sync_reasons
 from zdm_pipelines.model.errors import SpecError, StateConflict
 from zdm_pipelines.model.states import Phase, State
 from zdm_pipelines.model.values import Report, Step
-from zdm_pipelines.phases.beginning import as_begun, bound
+from zdm_pipelines.phases.beginning import as_begun, bound, unaltered
 
 
 def plan(context: Context, change: Change) -> list[Step]:
@@ -65,7 +65,9 @@ def _run(context: Context, percent: int | None) -> Report:
             raise StateConflict(f"flag {context.migration.flag}", "is gone from the ledger", "roll back and begin anew")
         before = flag.percent
         target = percent if percent is not None else next((p for p in ramp if p > before), 100)
-        if target > before and (broken := sync_reasons(session, bound(context, entry).sync)):
+        if target > before and (
+            broken := sync_reasons(session, unaltered(session, context, bound(context, entry)).sync)
+        ):
             raise StateConflict(context.name, broken[0], "mend it, then run validate before reads are switched")
         lowest = context.lifecycle.undo_target(Phase.SWITCH_READS)
         state = State.SWITCHED if target == 100 else lowest if target == 0 else State.SWITCHING

@@ -20,7 +20,7 @@ from zdm_pipelines.model.errors import ParityMismatch, PreflightError, Problem
 from zdm_pipelines.model.lifecycle import Need
 from zdm_pipelines.model.states import Phase, State
 from zdm_pipelines.model.values import Check, KeyRange, Parity, RangeProgress, Report, Statement, Step
-from zdm_pipelines.phases.beginning import begin, bound, claims
+from zdm_pipelines.phases.beginning import begin, bound, claims, unaltered
 
 _ENFORCED = "constraints_valid"
 _NAMED = 10  # ranges named in an error
@@ -89,7 +89,8 @@ def run(context: Context, *, full: bool = False, compared: Callable[[int], None]
             session, context.migration, context.lifecycle.allowed(Phase.VALIDATE), to_do="be validated"
         )
         session.rows.prepare(entry.catalog)
-        job = _Validation(context, session, entry, bound(context, entry), compared)
+        change = unaltered(session, context, bound(context, entry))
+        job = _Validation(context, session, entry, change, compared)
         checks = job.examine(full=full)
         entry = _settle(context, session, job.entry, checks)
     failed = [c for c in checks if not c.passed]
@@ -230,7 +231,7 @@ class _Validation:
         if (verdict := self._verdict(_ENFORCED)) is not None:
             return verdict
         begun: list[Step] = []
-        steps = list(self.change.enforce)
+        steps = list(self.change.enforce) or self._left(self._today())
         while steps:
             for step in steps:
                 if locks.is_done(self.session, step):
@@ -384,7 +385,7 @@ def undo(context: Context) -> None:
         entry = ledger.require(
             session, context.migration, lifecycle.allowed(Phase.VALIDATE) | before, to_do="undo validate"
         )
-        change = bound(context, entry)
+        change = unaltered(session, context, bound(context, entry), left_behind=True)
         with session.transaction():
             ledger.forget_checks(session, entry.id)
             proofs.forget(session, entry.id)

@@ -41,6 +41,7 @@ def read(context: Context) -> Status:
             flag=ledger.flag(session, entry.id),
             switched_at=entry.switched_at,
             tombstoned_at=entry.tombstoned_at,
+            called="" if entry.catalog.table == migration.table_name else str(entry.catalog.table),
             stragglers=tuple(ledger.recent_writers(session, entry.id, ledger.OLD_SHAPE, within=within)),
             holds=tuple(holds.standing(session, migration.name)) if holds.exist(session) else (),
             events=tuple(ledger.latest_events(session, entry.id)),

@@ -7,7 +7,7 @@ from zdm_pipelines.changes.extract_table.spec import ExtractTable
 from zdm_pipelines.changes.protocol import Bound, Change, DataCheck, Survey, Words
 from zdm_pipelines.dialects.server import Server, Session
 from zdm_pipelines.model.migration import Migration
-from zdm_pipelines.model.values import Relation
+from zdm_pipelines.model.values import Named, Relation
 
 _NAME = "extract_table"
 
@@ -52,6 +52,7 @@ down: "jsonb_build_object('theme', theme, 'notifications', notifications_enabled
             catalog=bound.catalog,
             facts=sql.Facts.read(bound.facts),
             tombstoned=bound.tombstoned,
+            called=bound.migration.table_name.name,
         )
         target = change.new.table_name
         created = bound.claims.get(str(target), 0)  # the oid of the new table, once expand has made the table
@@ -62,6 +63,7 @@ down: "jsonb_build_object('theme', theme, 'notifications', notifications_enabled
                 Relation(name=bound.catalog.table, oid=bound.catalog.oid),
                 Relation(name=target, oid=created),
             ),
+            named=tuple(Named(table=oid, columns=columns) for oid, columns in statements.names_columns(created)),
             told=(("rows", statements.when), *((("each", change.each),) if change.each else ())),
             expand=steps.expand(),
             sync=steps,

@@ -7,7 +7,7 @@ from zdm_pipelines.changes.replace_column import words
 from zdm_pipelines.changes.replace_column.spec import ReplaceColumn
 from zdm_pipelines.dialects.server import Server, Session
 from zdm_pipelines.model.migration import Migration
-from zdm_pipelines.model.values import Relation
+from zdm_pipelines.model.values import Named, Relation
 
 _NAME = "replace_column"
 
@@ -50,11 +50,13 @@ down: display_name  # SQL over the new row -> old value: keeps rollback open"""
             facts=facts,
             tombstoned=bound.tombstoned,
             marking=bound.notes.marking,
+            called=bound.migration.table_name.name,
         )
         steps = sql.ReplaceColumnSteps(statements)
         nulls = steps.nulls()
         return Change(
             relations=(Relation(name=bound.catalog.table, oid=bound.catalog.oid),),
+            named=(Named(table=bound.catalog.oid, columns=statements.columns),),
             told=(
                 ("up reads", ", ".join(facts.up_inputs) or "no column"),
                 ("down reads", ", ".join(facts.down_inputs) or "no column"),
@@ -64,6 +66,7 @@ down: display_name  # SQL over the new row -> old value: keeps rollback open"""
             rows=statements,
             parity=statements,
             enforce=steps.enforce(),
+            today=steps.today,
             checks=(DataCheck(check="constraints_valid", count=nulls, failed=words.NULLS),) if nulls else (),
             retire=steps,
         )

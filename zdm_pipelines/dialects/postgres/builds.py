@@ -50,6 +50,7 @@ def not_null(table: TableName, column: str) -> list[Step]:
             lock=SHORT,
             undo=f"ALTER TABLE {table.sql} ALTER COLUMN {name} DROP NOT NULL",
             done_when=is_set,
+            undone_when=f"SELECT NOT coalesce(({is_set}), false)",  # others may have dropped the column
         ),
         Step(
             name=f"drop check {quote(check)}",

@@ -90,11 +90,6 @@ def read(conn: Connection, table: TableName, *, partitioned: bool = False, keyle
     )
 
 
-def dependents(conn: Connection, oid: int, column: int) -> list[str]:
-    """Views, policies, other tables' constraints and the like that read a column."""
-    return [name for (name,) in conn.named("catalog.dependents", oid, column)]
-
-
 def hidden_rows(conn: Connection, table: TableName, oid: int) -> list[Problem]:
     """What keeps us from seeing every row of a table: rows that we do not see would be neither moved nor compared."""
     if not conn.value("catalog.hides_rows", oid):
@@ -109,7 +104,7 @@ def referenced(conn: Connection, oid: int, column: Column) -> list[tuple[str, st
 
 
 def row_triggers(conn: Connection, oid: int) -> list[tuple[str, bool, bool]]:
-    """The application's row triggers: name, fires before, fires on update."""
+    """The application's row triggers: name, fires before, fires on an update of whatever column."""
     return [(n, b, u) for n, b, u in conn.named("catalog.row_triggers", oid)]
 
 

@@ -38,24 +38,8 @@ WHERE i.indrelid = $1 AND i.indisprimary AND k.position <= i.indnkeyatts ORDER B
 SELECT n.nspname, c.relname FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
 WHERE c.relkind IN ('r', 'p') AND n.nspname NOT LIKE 'pg\_%' AND n.nspname <> 'information_schema' LIMIT 5000;
 
--- dependents: Objects that read a column, and would stop its drop or keep reading it under its tombstone name.
-SELECT DISTINCT pg_describe_object(d.classid, d.objid, d.objsubid)
-FROM pg_depend d WHERE d.refclassid = 'pg_class'::regclass AND d.refobjid = $1 AND d.refobjsubid = $2
-  AND d.deptype IN ('n', 'a')
-  AND NOT (d.classid = 'pg_class'::regclass AND EXISTS (
-             SELECT 1 FROM pg_index i WHERE i.indexrelid = d.objid AND i.indrelid = $1))
-  AND NOT (d.classid = 'pg_class'::regclass AND EXISTS (
-             SELECT 1 FROM pg_class s WHERE s.oid = d.objid AND s.relkind = 'S'))
-  AND NOT (d.classid = 'pg_attrdef'::regclass AND EXISTS (
-             SELECT 1 FROM pg_attrdef f WHERE f.oid = d.objid AND f.adrelid = $1 AND f.adnum = $2))
-  AND NOT (d.classid = 'pg_constraint'::regclass AND EXISTS (
-             SELECT 1 FROM pg_constraint k WHERE k.oid = d.objid AND k.conrelid = $1))
-  AND NOT (d.classid = 'pg_trigger'::regclass AND EXISTS (
-             SELECT 1 FROM pg_trigger t WHERE t.oid = d.objid AND t.tgname LIKE 'zzz\_zdm\_%'))
-ORDER BY 1;
-
--- row_triggers: The application's row triggers: name, fires before, fires on update.
-SELECT tgname, (tgtype & 2) <> 0 AS before, (tgtype & 16) <> 0 AS on_update FROM pg_trigger
+-- row_triggers: The application's row triggers: name, fires before, fires on an update of whatever column.
+SELECT tgname, (tgtype & 2) <> 0 AS before, (tgtype & 16) <> 0 AND cardinality(tgattr::int2[]) = 0 AS on_update FROM pg_trigger
 WHERE tgrelid = $1 AND NOT tgisinternal AND (tgtype & 1) <> 0 AND tgenabled <> 'D'
   AND tgname NOT LIKE 'zzz\_zdm\_%' ORDER BY tgname;
 
@@ -71,6 +55,26 @@ WHERE confrelid = $1 AND contype = 'f' AND $2::smallint = ANY (confkey);
 
 -- column_number: The number of a column as it is called now.
 SELECT attnum FROM pg_attribute WHERE attrelid = $1 AND attname = $2 AND NOT attisdropped;
+
+-- altered: Columns of a table ($1) that are not called as they were (by the name, in $2 as JSON, the number; 0: expand made it), and whether expand made the column and it is there under another name.
+SELECT CASE WHEN now.attname IS NOT NULL
+         THEN format('column %I of %s is called %I now: ALTER TABLE %s RENAME COLUMN %I TO %I, or roll back',
+                     was.name, $1::oid::regclass, now.attname, $1::oid::regclass, now.attname, was.name)
+         ELSE format('column %I of %s is gone, or has another name: give it back, or roll back', was.name, $1::oid::regclass) END,
+       was.number = 0 AND now.attname IS NOT NULL
+FROM (SELECT key AS name, value::int AS number FROM jsonb_each_text($2::jsonb)) AS was
+LEFT JOIN pg_attribute now ON now.attrelid = $1::oid AND now.attnum > 0 AND NOT now.attisdropped AND now.attnum = CASE
+  -- A column that expand made is known by the sync trigger that reads it.
+  WHEN was.number = 0 THEN (
+    SELECT min(d.refobjsubid) FROM pg_depend d JOIN pg_trigger t ON t.oid = d.objid AND t.tgrelid = $1::oid
+    JOIN pg_attribute r ON r.attrelid = $1::oid AND r.attnum = d.refobjsubid
+    WHERE d.classid = 'pg_trigger'::regclass AND d.refobjid = $1::oid AND d.refobjsubid > 0 AND t.tgname LIKE 'zzz\_zdm\_%'
+      AND NOT $2::jsonb ? r.attname::text AND NOT EXISTS (
+        SELECT FROM jsonb_each_text($2::jsonb) k WHERE k.value = d.refobjsubid::text)
+    HAVING count(DISTINCT d.refobjsubid) = 1)
+  ELSE was.number END
+WHERE EXISTS (SELECT FROM pg_class WHERE oid = $1::oid) AND NOT EXISTS (
+  SELECT FROM pg_attribute a WHERE a.attrelid = $1::oid AND a.attname = was.name AND NOT a.attisdropped) ORDER BY 1;
 
 -- volatile: Which names are those of a function that may give another value each time.
 SELECT DISTINCT proname FROM pg_proc WHERE provolatile = 'v' AND proname = ANY ($1) ORDER BY 1;

@@ -85,6 +85,10 @@ class Going:
             return [f"{thing} was renamed to {now}: give it its name back, or roll back and declare it by that name"]
         return [f"{thing} {reason}" for reason in holders(session, self.old.oid)]
 
+    def mentions(self, session: Connection) -> dict[str, str]:
+        """None: no text that runs names an index."""
+        return {}
+
     def tombstone(self) -> list[Step]:
         """None: an index out of sight of the planner would still cost every write."""
         return []

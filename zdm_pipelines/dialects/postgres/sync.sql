@@ -1,8 +1,10 @@
 -- triggers: Which of the sync triggers stand on a table, and in which sessions they fire.
 SELECT tgname, tgenabled FROM pg_trigger WHERE tgrelid = $1 AND tgname = ANY ($2);
 
--- marks: What differs after a sync trigger was switched off, on or made anew, however briefly.
-SELECT tgname, oid || '/' || xmin::text FROM pg_trigger WHERE tgrelid = $1 AND tgname = ANY ($2) ORDER BY tgname;
+-- marks: What differs after a sync trigger was switched off, on or made anew, or a key column renamed, however briefly.
+SELECT tgname, oid || '/' || xmin::text FROM pg_trigger WHERE tgrelid = $1 AND tgname = ANY ($2)
+UNION ALL SELECT a.attname, a.attnum || '/' || a.xmin::text FROM pg_index i JOIN pg_attribute a ON a.attrelid = i.indrelid
+WHERE i.indrelid = $1 AND i.indisprimary AND a.attnum = ANY (i.indkey::int2[]) ORDER BY 1, 2;
 
 -- writers: Transactions that have written a table and are open; a prepared one holds its locks without a pid.
 SELECT DISTINCT l.virtualtransaction FROM pg_locks l

@@ -492,5 +492,7 @@ DROP FUNCTION IF EXISTS zdm."fill_profiles"();
 DROP FUNCTION IF EXISTS zdm."first_profiles"(bigint);
 -- drop function zdm."note_profiles"(text[], text, text) (ACCESS EXCLUSIVE, for milliseconds)
 DROP FUNCTION IF EXISTS zdm."note_profiles"(text[], text, text);
+-- keep the sequences that belong to "zdm_tombstone_profile" (none)
+DO 'DECLARE zdm_sequence regclass; BEGIN FOR zdm_sequence IN SELECT d.objid FROM pg_depend d JOIN pg_class s ON s.oid = d.objid AND s.relkind = ''S'' JOIN pg_attribute a ON a.attrelid = d.refobjid AND a.attnum = d.refobjsubid WHERE d.classid = ''pg_class''::regclass AND d.refclassid = ''pg_class''::regclass AND d.deptype = ''a'' AND d.refobjid = ''"public"."users"''::regclass AND a.attname = ''zdm_tombstone_profile'' LOOP EXECUTE format(''ALTER SEQUENCE %s OWNED BY %s'', zdm_sequence, ''NONE''); END LOOP; END';
 -- drop "zdm_tombstone_profile" (ACCESS EXCLUSIVE, for milliseconds)
 ALTER TABLE "public"."users" DROP COLUMN "zdm_tombstone_profile" RESTRICT;

@@ -57,3 +57,4 @@ class Facts(StoredFacts):
 
     grants: tuple[str, ...] = ()  # statements that give the source's privileges on the new table
     collations: Mapping[str, str] = field(default_factory=dict)  # of key columns that have one of their own, as SQL
+    losses: Mapping[str, tuple[str, ...]] | None = None  # by old column: what goes with it; None: it was not looked at

@@ -40,6 +40,7 @@ class ExtractSql:
     catalog: Catalog  # of the source
     facts: Facts
     tombstoned: bool = False
+    called: str = ""  # what expressions call the source, whatever others call it by now; default: its name
 
     # -- names --------------------------------------------------------------------------------------------
 
@@ -68,7 +69,17 @@ class ExtractSql:
     @property
     def source_alias(self) -> str:
         """The source's bare name, so that expressions may say users.profile."""
-        return quote(self.catalog.table.name)
+        return quote(self.called or self.catalog.table.name)
+
+    def names_columns(self, created: int) -> list[tuple[int, dict[str, int]]]:
+        """By table, the columns that statements name, with their numbers; 0: expand makes it.
+
+        Args:
+            created: oid of the new table.
+        """
+        source = {self.present(old): self.catalog.column(old).number for old in self.change.olds}
+        source |= {c.name: c.number for c in self.catalog.key}
+        return [(self.catalog.oid, source), (created, dict.fromkeys((c.name for c in self.target.columns), 0))]
 
     @property
     def table(self) -> str:

@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from zdm_pipelines.dialects.postgres import builds
-from zdm_pipelines.dialects.postgres import catalog as catalogs
 from zdm_pipelines.dialects.postgres.builds import SHORT
 from zdm_pipelines.dialects.postgres.connection import Connection
 from zdm_pipelines.dialects.postgres.expressions import expression
 from zdm_pipelines.dialects.postgres.indexes import Index
+from zdm_pipelines.dialects.postgres.inventory import Inventory
 from zdm_pipelines.dialects.postgres.kinds.extract_table.sql import ExtractSql
 from zdm_pipelines.dialects.postgres.kinds.extract_table.sync import ExtractSync
 from zdm_pipelines.model.capabilities import Notes
@@ -248,6 +248,7 @@ class ExtractSteps:
                 )
                 for step in steps
             ),
+            *(replace(self, sql=self._behind)._inventory(old).keep_sequences() for old in self.sql.change.olds),
             *(
                 Step(
                     name=f"drop {quote(tomb)}",
@@ -263,15 +264,29 @@ class ExtractSteps:
         """Nothing: only a tombstone comes back."""
         return []
 
+    def _inventory(self, old: str) -> Inventory:
+        return Inventory(table=self.sql.catalog.table, oid=self.sql.catalog.oid, column=self.sql.present(old))
+
     def dependents(self, session: Connection) -> list[str]:
-        """Everything that reads an old column, or that one is gone."""
-        found = []
-        for old in map(self.sql.present, self.sql.change.olds):
-            number = catalogs.column_number(session, self.sql.catalog.oid, old)
-            if number is None:
-                found.append(f"column {old} is gone: somebody changed the table by hand")
-            else:
-                found += [f"{what} reads {old}" for what in catalogs.dependents(session, self.sql.catalog.oid, number)]
+        """Everything that stands on an old column, that came to it after the survey, or that one is gone."""
+        found, seen = [], self.sql.facts.losses
+        for old in self.sql.change.olds:
+            going = self._inventory(old)
+            found += going.reasons(session)
+            if seen is not None:
+                found += [
+                    f"{loss} came to {going.column} after expand and goes with it: give {self._table} the "
+                    "like, then drop it"
+                    for loss in going.losses(session)
+                    if loss not in seen.get(old, ())
+                ]
+        return found
+
+    def mentions(self, session: Connection) -> dict[str, str]:
+        """Who names an old column in a text."""
+        found: dict[str, str] = {}
+        for old in self.sql.change.olds:
+            found |= self._inventory(old).mentions(session)
         return found
 
     # -- sync ---------------------------------------------------------------------------------------------

@@ -10,6 +10,7 @@ from zdm_pipelines.dialects.postgres import catalog as catalogs
 from zdm_pipelines.dialects.postgres.connection import Connection, attempt, query, safe, scalar, undone
 from zdm_pipelines.dialects.postgres.environment import plain
 from zdm_pipelines.dialects.postgres.expressions import expression
+from zdm_pipelines.dialects.postgres.inventory import Inventory
 from zdm_pipelines.dialects.postgres.kinds.extract_table.declared import Declared, Facts
 from zdm_pipelines.dialects.postgres.kinds.extract_table.sql import POSITION, ExtractSql
 from zdm_pipelines.dialects.postgres.trial import Judged, Trial, narrower
@@ -18,10 +19,6 @@ from zdm_pipelines.model.names import TableName, quote
 from zdm_pipelines.model.values import Catalog
 
 _OLD, _NEW = "pg_temp.zdm_old_shape", "pg_temp.zdm_new_shape"
-
-_INDEXES = """
-SELECT DISTINCT c.relname FROM pg_depend d JOIN pg_index i ON i.indexrelid = d.objid JOIN pg_class c ON c.oid = d.objid
-WHERE d.classid = 'pg_class'::regclass AND d.refobjid = $1 AND d.refobjsubid = $2 ORDER BY 1"""
 
 _PUBLICATIONS = """
 SELECT pubname FROM pg_publication p JOIN pg_publication_rel r ON r.prpubid = p.oid WHERE r.prrelid = $1 ORDER BY 1"""
@@ -51,6 +48,7 @@ class _Survey:
         self.facts = Facts()
         self.problems: list[Problem] = []
         self.warnings: list[str] = []
+        self.losses: dict[str, tuple[str, ...]] = {}
 
     def run(self) -> None:
         self.columns()
@@ -86,12 +84,12 @@ class _Survey:
                 self.refuse(thing, fact, "set another default")
             for name, other in catalogs.referenced(self.conn, self.catalog.oid, old):
                 self.refuse(thing, f"is referenced by {other} (foreign key {name})", "move that foreign key first")
-            for name in catalogs.dependents(self.conn, self.catalog.oid, old.number):
-                self.warnings.append(f"{name} reads {quote(old.name)}: contract is refused while it does")
-            for (name,) in query(self.conn, _INDEXES, [self.catalog.oid, old.number]):
-                self.warnings.append(
-                    f"index {quote(name)} goes with {quote(old.name)}: declare its like in new.indexes"
-                )
+            going = Inventory(table=self.catalog.table, oid=self.catalog.oid, column=old.name)
+            self.warnings += going.warnings(self.conn)
+            self.losses[old.name] = tuple(going.losses(self.conn))
+            for loss in self.losses[old.name]:
+                like = "declare its like in new.indexes" if loss.startswith("index ") else "give the new table its like"
+                self.warnings.append(f"{loss} goes with {quote(old.name)}: {like}")
 
     def table(self) -> None:
         new = self.change.new.table_name
@@ -147,7 +145,7 @@ class _Survey:
         if self.change.grants is None:
             self.warnings += [f"nobody else may use {new} at first: {grant}" for grant in grants]
         collations: dict[str, str] = dict(query(self.conn, _COLLATED, [oid, [c.name for c in self.catalog.key]]))
-        self.facts = Facts(grants=grants, collations=collations)
+        self.facts = Facts(grants=grants, collations=collations, losses=self.losses)
 
     # -- types and expressions ----------------------------------------------------------------------------
 

@@ -37,6 +37,10 @@ class Purged:
         ]
         return [*gone, *changed(session, self.catalog, self.change, self.facts)]
 
+    def mentions(self, session: Connection) -> dict[str, str]:
+        """None: rows have no name."""
+        return {}
+
     def tombstone(self) -> list[Step]:
         """None: the archive is filled batch by batch."""
         return []

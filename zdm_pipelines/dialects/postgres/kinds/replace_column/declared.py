@@ -64,3 +64,4 @@ class Facts(StoredFacts):
     up_inputs: tuple[str, ...] = ()  # columns that `up` reads
     down_inputs: tuple[str, ...] = ()  # columns that `down` reads
     rebuilds: tuple[Rebuild, ...] = ()  # indexes and constraints of the old column, as they will stand on the new one
+    settings: tuple[str, ...] = ()  # statements that give the new column the grants, comment and storage of the old

@@ -27,6 +27,7 @@ class ReplaceColumnSql:
     catalog: Catalog
     facts: Facts
     tombstoned: bool = False
+    called: str = ""  # what expressions call the table, whatever others call it by now; default: its name
     marking: Marking | None = None  # what the sync function notes of the ranges it writes to; none: nothing
     tolerant: bool = False  # rows for which `down` raises are beyond it, instead of an error
 
@@ -37,7 +38,14 @@ class ReplaceColumnSql:
     @property
     def alias(self) -> str:
         """The bare table name, so that expressions may say users.full_name."""
-        return quote(self.catalog.table.name)
+        return quote(self.called or self.catalog.table.name)
+
+    @property
+    def columns(self) -> dict[str, int]:
+        """The columns that statements name, as they are called now, with their numbers; 0: expand makes it."""
+        names = (self.change.old, *(c.name for c in self.catalog.key), *self.facts.up_inputs, *self.facts.down_inputs)
+        numbers = {c.name: c.number for c in self.catalog.columns}
+        return {self._present(name): numbers.get(name, 0) for name in (*names, self.new)}
 
     @property
     def tombstone(self) -> str:
@@ -114,6 +122,9 @@ class ReplaceColumnSql:
                 f"\n  IF clock_timestamp() < '{track_until}'::timestamptz THEN"
                 f"\n    INSERT INTO zdm.touched (migration_id, key) VALUES ({self.migration_id}, {key});\n  END IF;"
             )
+        # Without its key a row can be neither recorded nor marked.
+        gone = " OR ".join(f"NEW.{quote(c.name)} IS NULL" for c in self.catalog.key)
+        keyed = f"\n    IF {gone} THEN RETURN NEW; END IF;" if track or mark else ""
         # Keys are recorded as text: in our form, not in that of the client's session.
         settings = environment.clauses(self.catalog.environment, plain=self.catalog.plain and track_until is None)
         header = f"CREATE OR REPLACE FUNCTION {self.function}() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER"
@@ -129,12 +140,13 @@ BEGIN
       FROM {self.row_source(self.facts.up_inputs, record="NEW")};
     RETURN NEW;
   END IF;
+  BEGIN{keyed}
+  wrote := 'unknown';
   IF TG_OP = 'INSERT' THEN
 {decision.on_insert(self, old_unset)}
   ELSE
 {decision.on_update(self, old_unset)}
   END IF;
-  BEGIN
     IF gives = 'up' THEN
       SELECT {expression(self.change.up)} INTO NEW.{quote(self.new)}
         FROM {self.row_source(self.facts.up_inputs, record="NEW")};
@@ -147,7 +159,10 @@ BEGIN
     {RAISE_ON}
     -- The application's write goes through; validate finds such rows, for people to mend.
     failed := SQLSTATE;
-    IF gives = 'up' THEN
+    -- Others renamed a column: this write goes through, too, and zdm says which column it is.
+    IF coalesce(wrote, 'unknown') = 'unknown' AND failed <> '42703' THEN RAISE; END IF;
+    IF wrote IS NULL THEN RETURN NEW; END IF;
+    IF wrote <> 'unknown' AND gives = 'up' THEN
       NEW.{quote(self.new)} := NULL;{refused}
     END IF;
   END;{track}{mark}

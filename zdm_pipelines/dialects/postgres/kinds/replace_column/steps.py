@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from zdm_pipelines.dialects.postgres import builds
-from zdm_pipelines.dialects.postgres import catalog as catalogs
 from zdm_pipelines.dialects.postgres.builds import SHORT, constraint_exists
 from zdm_pipelines.dialects.postgres.connection import Connection
 from zdm_pipelines.dialects.postgres.expressions import expression
 from zdm_pipelines.dialects.postgres.indexes import Index
+from zdm_pipelines.dialects.postgres.inventory import Inventory
+from zdm_pipelines.dialects.postgres.kinds.replace_column.later import Later
 from zdm_pipelines.dialects.postgres.kinds.replace_column.sql import ReplaceColumnSql
 from zdm_pipelines.model.capabilities import Notes
 from zdm_pipelines.model.names import quote
@@ -40,6 +42,10 @@ class ReplaceColumnSteps:
                 reason="nullable and without default: no row is rewritten",
                 lock=SHORT,
                 undo=f"ALTER TABLE {sql.table} DROP COLUMN IF EXISTS {new}",
+            ),
+            *(
+                Step(name=setting.split(" IS ")[0], sql=setting, reason="as it is on the old column", lock=SHORT)
+                for setting in sql.facts.settings
             ),
             Step(
                 name="create the sync function",
@@ -88,8 +94,14 @@ class ReplaceColumnSteps:
         return f"SELECT CASE WHEN ({is_set}) THEN 0 ELSE ({count}) END"
 
     def enforce(self) -> list[Step]:
+        steps = self._rebuilt(self.sql.facts.rebuilds)
+        if not self.sql.change.new.nullable:
+            steps += builds.not_null(self.sql.catalog.table, self.sql.new)
+        return steps
+
+    def _rebuilt(self, rebuilds: Sequence[Rebuild]) -> list[Step]:
         steps: list[Step] = []
-        for rebuild in self.sql.facts.rebuilds:
+        for rebuild in rebuilds:
             steps += {
                 "index": self._index,
                 "unique_index": self._index,
@@ -97,9 +109,18 @@ class ReplaceColumnSteps:
                 "check": self._constraint,
                 "foreign_key": self._constraint,
             }[rebuild.kind](rebuild)
-        if not self.sql.change.new.nullable:
-            steps += builds.not_null(self.sql.catalog.table, self.sql.new)
         return steps
+
+    def today(self, session: Connection) -> list[Step]:
+        """What came to the old column after the survey: the new one is to have it, too."""
+        if self.sql.tombstoned:
+            return []
+        rebuilds, _ = self._later.rebuilds(session)
+        return [*self._rebuilt(rebuilds), *self._later.settings(session, rebuilds)]
+
+    @property
+    def _later(self) -> Later:
+        return Later(self.sql)
 
     def _index(self, rebuild: Rebuild, *, unique: bool = False) -> list[Step]:
         index = Index(
@@ -174,8 +195,10 @@ class ReplaceColumnSteps:
             )
             for event in ("insert", "update")
         ]
+        going = Inventory(table=sql.catalog.table, oid=sql.catalog.oid, column=sql.tombstone, new=sql.new)
         return [
             *drops,
+            going.keep_sequences(),
             Step(
                 name="drop the sync function",
                 sql=f"DROP FUNCTION IF EXISTS {sql.function}()",
@@ -195,12 +218,12 @@ class ReplaceColumnSteps:
         return []
 
     def dependents(self, session: Connection) -> list[str]:
-        """Everything that reads the old column, or that it is gone."""
-        old, oid = self.sql.old, self.sql.catalog.oid
-        number = catalogs.column_number(session, oid, old)
-        if number is None:
-            return [f"column {old} is gone: somebody changed the table by hand"]
-        return [f"{what} reads {old}" for what in catalogs.dependents(session, oid, number)]
+        """What stands on the old column and cannot pass to the new one, or that the old one is gone."""
+        return self._later.reasons(session)
+
+    def mentions(self, session: Connection) -> dict[str, str]:
+        """Who names the old column in a text."""
+        return self._later.inventory.mentions(session)
 
     # -- sync ---------------------------------------------------------------------------------------------
 

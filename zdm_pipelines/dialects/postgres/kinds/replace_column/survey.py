@@ -10,9 +10,11 @@ import dataclasses
 import psycopg
 
 from zdm_pipelines.dialects.postgres import catalog as catalogs
+from zdm_pipelines.dialects.postgres import inventory
 from zdm_pipelines.dialects.postgres.connection import Connection, attempt, query, safe, scalar, undone
 from zdm_pipelines.dialects.postgres.environment import plain
 from zdm_pipelines.dialects.postgres.expressions import TRIGGER_PREFIX, expression
+from zdm_pipelines.dialects.postgres.inventory import Inventory
 from zdm_pipelines.dialects.postgres.kinds.replace_column.declared import Declared, Facts
 from zdm_pipelines.dialects.postgres.kinds.replace_column.rebuilds import COPY, Rebuilds
 from zdm_pipelines.dialects.postgres.trial import Trial, narrower
@@ -54,7 +56,15 @@ class _Survey:
                 rebuilds = Rebuilds(self.conn, table=table, oid=oid, old=self.old, new=self.new.name)
                 self.facts = dataclasses.replace(self.facts, rebuilds=tuple(rebuilds.find()))
                 self.problems += rebuilds.problems
+                self.settings()
         return dataclasses.replace(self.catalog, warnings=tuple(self.warnings))
+
+    def settings(self) -> None:
+        """What belongs to the old column and is given to the new one with its first row."""
+        copy = scalar(self.conn, f"SELECT '{COPY}'::regclass::oid::bigint")
+        old, table = (self.catalog.oid, self.old.name), self.catalog.table
+        given = inventory.settings(self.conn, old, (copy, self.new.name), table)
+        self.facts = dataclasses.replace(self.facts, settings=tuple(given))
 
     def refuse(self, thing: str, fact: str, way_out: str) -> None:
         self.problems.append(Problem(thing, fact, way_out))
@@ -72,12 +82,14 @@ class _Survey:
                 f"has a default that calls {', '.join(volatile)}, so that an insert which leaves it out cannot be told",
                 "drop the default, and let old code name a value",
             )
-        if old.default is not None and self.new.default is None and not self.new.nullable:
+        if old.default is not None and self.new.default is None:
+            left = "get NULL" if self.new.nullable else "fail"
             self.refuse(
                 thing,
-                f"has a default ({old.default}) and {quote(self.new.name)} none: inserts that name neither would fail "
-                "once the old column is gone",
-                "declare new.default: what up gives for that default",
+                f"has a default ({old.default}) and {quote(self.new.name)} none: inserts that name neither would "
+                f"{left} once the old column is gone",
+                "declare new.default: what up gives for that default"
+                + (", or 'NULL' if that is what you want" if self.new.nullable else ""),
             )
         if old in self.catalog.key:
             self.refuse(thing, "is part of the primary key", "replace_column needs a key that stays as it is")
@@ -90,8 +102,8 @@ class _Survey:
             self.refuse(f"column {quote(self.new.name)} of {table}", "exists already", "choose another name for new")
         for name, other in catalogs.referenced(self.conn, self.catalog.oid, old):
             self.refuse(thing, f"is referenced by {other} (foreign key {name})", "move that foreign key first")
-        for name in catalogs.dependents(self.conn, self.catalog.oid, old.number):
-            self.warnings.append(f"{name} reads {quote(old.name)}: contract is refused while it does")
+        going = Inventory(table=table, oid=self.catalog.oid, column=old.name)
+        self.warnings += going.warnings(self.conn, becomes=self.new.name)
 
     def triggers(self) -> None:
         for name, before, on_update in catalogs.row_triggers(self.conn, self.catalog.oid):
