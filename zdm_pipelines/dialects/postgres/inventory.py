@@ -11,8 +11,9 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from zdm_pipelines.dialects.postgres.builds import HARMLESS, SHORT, text
+from zdm_pipelines.dialects.postgres.builds import HARMLESS, SHORT
 from zdm_pipelines.dialects.postgres.connection import Connection
+from zdm_pipelines.dialects.postgres.literals import text
 from zdm_pipelines.dialects.postgres.rewriting import Rewriting
 from zdm_pipelines.dialects.postgres.statements import named_statements
 from zdm_pipelines.model.names import TableName, quote
