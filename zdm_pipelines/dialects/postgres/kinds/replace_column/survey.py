@@ -9,6 +9,7 @@ import dataclasses
 
 import psycopg
 
+from zdm_pipelines.dialects.postgres import applications
 from zdm_pipelines.dialects.postgres import catalog as catalogs
 from zdm_pipelines.dialects.postgres.connection import Connection, attempt, query, safe, scalar, undone
 from zdm_pipelines.dialects.postgres.environment import plain
@@ -48,6 +49,8 @@ class _Survey:
             if self.copy():
                 self.expressions()
             if not self.problems:
+                self.warnings += applications.of_isolation(self.conn)
+                self.warnings += applications.of_columns(self.conn, self.catalog.table, self.catalog.oid)
                 self.nulls()
             if not self.problems:
                 table, oid = self.catalog.table, self.catalog.oid
