@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import threading
+import time
 import uuid
 from collections.abc import Iterator
 
@@ -219,3 +222,61 @@ def test_statements_that_were_run_without_columns_are_named(counted: str) -> Non
     assert "pg_stat_statements has COPY public.people FROM without columns: it fails once there is one more" in told
     assert "pg_stat_statements has INSERT INTO public.people without columns" in told
     assert "pg_stat_statements has INSERT … SELECT * FROM public.people" in told
+
+
+# -- two unique columns -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("index", "told"),
+    [
+        ("ALTER TABLE people ADD CONSTRAINT people_name UNIQUE (full_name)", True),
+        ("CREATE UNIQUE INDEX people_name ON people (full_name)", True),
+        ("CREATE UNIQUE INDEX people_name ON people (full_name, note)", True),
+        ("ALTER TABLE people ADD CONSTRAINT people_name UNIQUE (full_name) DEFERRABLE", False),
+        ("CREATE INDEX people_name ON people (full_name)", False),
+        ("CREATE UNIQUE INDEX people_name ON people (note)", False),
+    ],
+)
+def test_a_unique_column_that_gets_a_twin_is_told(url: str, index: str, told: bool) -> None:
+    sql(url, index)
+    assert (
+        'unique "people_name" has a twin on "display_name" from validate until' in warnings(replaced(), url)
+    ) == told
+
+
+@pytest.mark.parametrize("column", ["full_name", "display_name"])
+def test_upserts_that_are_repeated_or_name_no_column_succeed(url: str, column: str) -> None:
+    sql(url, "ALTER TABLE people ADD UNIQUE (full_name)")
+    m = replaced()
+    expanded(m, url)
+    backfilled(m, url)
+    validated(m, url)
+    failed, halt = list[str](), time.monotonic() + 1.5
+
+    def upsert(number: int) -> None:
+        with psycopg.connect(url, autocommit=True) as conn:
+            at = number
+            while time.monotonic() < halt:
+                at += 1
+                key = ("n:k" if column == "display_name" else "k") + str(at % 3)
+                named = f"INSERT INTO people ({column}) VALUES (%s) ON CONFLICT ({column}) DO UPDATE SET note = 'again'"
+                whole = f"INSERT INTO people ({column}) VALUES (%s) ON CONFLICT DO NOTHING"
+                try:
+                    for _ in range(3):  # repeated where it fails
+                        with contextlib.suppress(errors.UniqueViolation):
+                            conn.execute(named, [key])
+                            break
+                    conn.execute(f"DELETE FROM people WHERE {column} = %s", [key])
+                    conn.execute(whole, [key])
+                    conn.execute(f"DELETE FROM people WHERE {column} = %s", [key])
+                except psycopg.Error as error:
+                    failed.append(str(error))
+
+    writers = [threading.Thread(target=upsert, args=[n]) for n in range(4)]
+    for writer in writers:
+        writer.start()
+    for writer in writers:
+        writer.join()
+    assert failed == []
+    assert one(url, "SELECT count(*) FROM people WHERE display_name IS DISTINCT FROM 'n:' || full_name") == 0

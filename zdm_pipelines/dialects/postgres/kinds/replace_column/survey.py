@@ -57,6 +57,9 @@ class _Survey:
                 rebuilds = Rebuilds(self.conn, table=table, oid=oid, old=self.old, new=self.new.name)
                 self.facts = dataclasses.replace(self.facts, rebuilds=tuple(rebuilds.find()))
                 self.problems += rebuilds.problems
+                # One that is deferrable is no arbiter of an upsert.
+                unique = [r.original for r in self.facts.rebuilds if r.kind.startswith("unique") and not r.deferrable]
+                self.warnings += applications.of_upserts(unique, self.new.name)
         return dataclasses.replace(self.catalog, warnings=tuple(self.warnings))
 
     def refuse(self, thing: str, fact: str, way_out: str) -> None:
