@@ -6,6 +6,7 @@ import dataclasses
 
 import psycopg
 
+from zdm_pipelines.dialects.postgres import applications
 from zdm_pipelines.dialects.postgres import catalog as catalogs
 from zdm_pipelines.dialects.postgres.connection import Connection, attempt, query, safe, scalar, undone
 from zdm_pipelines.dialects.postgres.environment import plain
@@ -128,6 +129,7 @@ class _Survey:
 
     def surroundings(self) -> None:
         oid, new = self.catalog.oid, self.change.new.table_name
+        self.warnings += applications.of_isolation(self.conn)
         for name, _, on_update in catalogs.row_triggers(self.conn, oid):
             if on_update:
                 self.warnings.append(

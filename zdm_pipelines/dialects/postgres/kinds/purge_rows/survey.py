@@ -10,6 +10,7 @@ from dataclasses import replace
 
 import psycopg
 
+from zdm_pipelines.dialects.postgres import applications
 from zdm_pipelines.dialects.postgres import catalog as catalogs
 from zdm_pipelines.dialects.postgres.archive import TRANSACTION, Archive
 from zdm_pipelines.dialects.postgres.children import Child, Fate, Search, unseen
@@ -46,7 +47,11 @@ def survey(conn: Connection, table: TableName, change: Declared) -> tuple[Catalo
         where = _judge(conn, found, change.where, once)
     search = Search(conn, delete=change.deletes_children).run(table, found.oid)
     facts = Facts(where=where, once=once, children=tuple(search.children))
-    warnings = [*search.warnings, *_triggers(conn, table, found.oid, comes_back=change.archive_name is not None)]
+    warnings = [
+        *search.warnings,
+        *applications.of_isolation(conn),
+        *_triggers(conn, table, found.oid, comes_back=change.archive_name is not None),
+    ]
     for child in search.children:
         if child.fate is Fate.DELETED:
             warnings += _triggers(conn, child.table, child.oid, comes_back=change.archive_name is not None)

@@ -9,8 +9,8 @@ import dataclasses
 
 import psycopg
 
+from zdm_pipelines.dialects.postgres import applications, inventory
 from zdm_pipelines.dialects.postgres import catalog as catalogs
-from zdm_pipelines.dialects.postgres import inventory
 from zdm_pipelines.dialects.postgres.connection import Connection, attempt, query, safe, scalar, undone
 from zdm_pipelines.dialects.postgres.environment import plain
 from zdm_pipelines.dialects.postgres.expressions import TRIGGER_PREFIX, expression
@@ -50,6 +50,8 @@ class _Survey:
             if self.copy():
                 self.expressions()
             if not self.problems:
+                self.warnings += applications.of_isolation(self.conn)
+                self.warnings += applications.of_columns(self.conn, self.catalog.table, self.catalog.oid)
                 self.nulls()
             if not self.problems:
                 table, oid = self.catalog.table, self.catalog.oid
@@ -57,6 +59,9 @@ class _Survey:
                 self.facts = dataclasses.replace(self.facts, rebuilds=tuple(rebuilds.find()))
                 self.problems += rebuilds.problems
                 self.settings()
+                # One that is deferrable is no arbiter of an upsert.
+                unique = [r.original for r in self.facts.rebuilds if r.kind.startswith("unique") and not r.deferrable]
+                self.warnings += applications.of_upserts(unique, self.new.name)
         return dataclasses.replace(self.catalog, warnings=tuple(self.warnings))
 
     def settings(self) -> None:
