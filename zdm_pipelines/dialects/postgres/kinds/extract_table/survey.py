@@ -7,6 +7,7 @@ import dataclasses
 import psycopg
 
 from zdm_pipelines.dialects.postgres import catalog as catalogs
+from zdm_pipelines.dialects.postgres import obstacles
 from zdm_pipelines.dialects.postgres.connection import Connection, attempt, query, safe, scalar, undone
 from zdm_pipelines.dialects.postgres.expressions import expression
 from zdm_pipelines.dialects.postgres.kinds.extract_table.declared import Declared, Facts
@@ -55,6 +56,7 @@ class _Survey:
         self.columns()
         self.table()
         self.keys()
+        self.obstacles()
         if self.problems:
             return
         self.surroundings()
@@ -126,6 +128,21 @@ class _Survey:
                 self.refuse(
                     f"key column {quote(column.name)}", "is generated, and a trigger sees it empty", "use a plain key"
                 )
+
+    def obstacles(self) -> None:
+        """What would stop a later phase: the sync updates the source, and contract renames its columns."""
+        conn, found = self.conn, self.catalog
+        sql = ExtractSql(name="trial", migration_id=0, change=self.change, catalog=found, facts=self.facts)
+        self.problems += obstacles.rules(conn, found.table, found.oid, "UPDATE")
+        self.problems += obstacles.alterable(conn, found, columns=0)
+        self.problems += obstacles.published(conn, found, "UPDATE")
+        self.problems += obstacles.taken(conn, found, columns=sql.tombstones.values())
+        self.problems += obstacles.quoting(
+            found.table.name, *(c.name for c in found.columns),
+            self.change.new.table_name.name, *self.change.new.columns,
+            *(c.up for c in self.change.new.columns.values()), *self.change.downs.values(),
+        )  # fmt: skip
+        self.warnings += obstacles.event_triggers(conn)
 
     def surroundings(self) -> None:
         oid, new = self.catalog.oid, self.change.new.table_name

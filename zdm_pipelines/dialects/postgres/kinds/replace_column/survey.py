@@ -10,10 +10,13 @@ import dataclasses
 import psycopg
 
 from zdm_pipelines.dialects.postgres import catalog as catalogs
+from zdm_pipelines.dialects.postgres import obstacles
+from zdm_pipelines.dialects.postgres.builds import not_null_check
 from zdm_pipelines.dialects.postgres.connection import Connection, attempt, query, safe, scalar, undone
 from zdm_pipelines.dialects.postgres.expressions import TRIGGER_PREFIX, expression
 from zdm_pipelines.dialects.postgres.kinds.replace_column.declared import Declared, Facts
 from zdm_pipelines.dialects.postgres.kinds.replace_column.rebuilds import COPY, Rebuilds
+from zdm_pipelines.dialects.postgres.kinds.replace_column.sql import ReplaceColumnSql
 from zdm_pipelines.dialects.postgres.trial import Trial
 from zdm_pipelines.model.errors import Problem
 from zdm_pipelines.model.names import TableName, quote
@@ -26,8 +29,9 @@ FROM pg_attribute a WHERE a.attrelid = '{COPY}'::regclass AND a.attname = $1"""
 
 
 class _Survey:
-    def __init__(self, conn: Connection, change: Declared, found: Catalog) -> None:
+    def __init__(self, conn: Connection, change: Declared, found: Catalog, name: str) -> None:
         self.conn = conn
+        self.name = name
         self.change = change
         self.facts = Facts()
         self.catalog = found
@@ -41,6 +45,7 @@ class _Survey:
         self.columns()
         self.triggers()
         self.publications()
+        self.obstacles()
         if self.problems:
             return self.catalog
         with undone(self.conn):
@@ -49,10 +54,14 @@ class _Survey:
             if not self.problems:
                 self.nulls()
             if not self.problems:
-                table, oid = self.catalog.table, self.catalog.oid
-                rebuilds = Rebuilds(self.conn, table=table, oid=oid, old=self.old, new=self.new.name)
+                problems, warnings = obstacles.unproven(self.conn, self.catalog, self.change.up)
+                self.problems += problems
+                self.warnings += warnings
+            if not self.problems:
+                rebuilds = Rebuilds(self.conn, catalog=self.catalog, change=self.change)
                 self.facts = dataclasses.replace(self.facts, rebuilds=tuple(rebuilds.find()))
                 self.problems += rebuilds.problems
+                self.warnings += rebuilds.warnings
         return dataclasses.replace(self.catalog, warnings=tuple(self.warnings))
 
     def refuse(self, thing: str, fact: str, way_out: str) -> None:
@@ -113,6 +122,22 @@ class _Survey:
                 f"publication {quote(name)} publishes tables of the ledger too: a Postgres subscriber stops until it "
                 "has them, so copy schema zdm there (pg_dump --schema-only --schema=zdm) once expand has run"
             )
+
+    def obstacles(self) -> None:
+        """What would stop a later phase."""
+        conn, found = self.conn, self.catalog
+        sql = ReplaceColumnSql(name=self.name, migration_id=0, change=self.change, catalog=found, facts=self.facts)
+        self.problems += obstacles.rules(conn, found.table, found.oid, "UPDATE")
+        self.problems += obstacles.alterable(conn, found, columns=1)
+        self.problems += obstacles.published(conn, found, "UPDATE", adds=True)
+        self.problems += obstacles.taken(
+            conn, found, columns=[sql.tombstone],
+            constraints=[] if self.new.nullable else [not_null_check(self.new.name)],
+            triggers=[sql.trigger(event) for event in ("insert", "update")],
+        )  # fmt: skip
+        names = [found.table.name, *(column.name for column in found.columns), self.new.name]
+        self.problems += obstacles.quoting(*names, self.change.up, self.change.down)
+        self.warnings += obstacles.event_triggers(conn)
 
     # -- types and expressions ----------------------------------------------------------------------------
 
@@ -180,20 +205,38 @@ class _Survey:
         value = scalar(self.conn, f"SELECT {expression(sql)}::text FROM (SELECT {listed}) AS {self.alias}")
         return None if value is None else str(value)
 
+    def gives_null(self, sql: str, inputs: tuple[str, ...]) -> bool:
+        """Whether an expression gives NULL where each column that may be NULL is; raises what the server raises.
+
+        What stands in the others is taken from a row of the table; without one, nothing can be said against it.
+        """
+        filled = {c.name for c in self.catalog.columns if c.not_null and c != self.old} & {*inputs}
+        if not filled:
+            return self.evaluate(sql, {}) is None
+        columns = {c.name: c.type for c in self.catalog.columns} | {self.new.name: self.new.type}
+        listed = ", ".join(
+            f"{f'zdm_row.{quote(n)}' if n in filled else f'NULL::{t}'} AS {quote(n)}" for n, t in columns.items()
+        )
+        row = f"(SELECT {listed} FROM ONLY {self.catalog.table.sql} AS zdm_row LIMIT 1) AS {self.alias}"
+        return bool(scalar(self.conn, f"SELECT {expression(sql)} IS NULL FROM {row}"))
+
     def nulls(self) -> None:
         """NULL in the new column means `never written`: refuse mappings under which it could mean more."""
         up, old, new = self.change.up, quote(self.old.name), quote(self.new.name)
         try:
             with attempt(self.conn):
                 if not self.new.nullable:
-                    if not self.old.not_null and self.evaluate(up, {}) is None:
+                    never = self.old.not_null or self.conn.value(
+                        "obstacles.never_null", self.catalog.oid, self.old.number
+                    )
+                    if not never and self.gives_null(up, self.facts.up_inputs):
                         fact = (
                             f"gives NULL for NULL; {old} may be NULL and {new} must not: old code's writes would fail"
                         )
                         self.refuse(f"up: {up}", fact, f"write coalesce({up.strip()}, ...), or declare nullable: true")
                     return
                 down = self.change.down
-                if self.old.not_null and self.evaluate(down, {}) is None:
+                if self.old.not_null and self.gives_null(down, self.facts.down_inputs):
                     fact = f"gives NULL for NULL; {new} may be NULL and {old} must not: new code's writes would fail"
                     self.refuse(f"down: {down}", fact, f"write coalesce({down.strip()}, ...), or nullable: false")
                     return
@@ -215,8 +258,11 @@ class _Survey:
                 self.warnings.append("up or down fails on NULL")
 
 
-def survey(conn: Connection, table: TableName, change: Declared) -> tuple[Catalog, Facts, list[Problem]]:
+def survey(conn: Connection, table: TableName, change: Declared, *, name: str) -> tuple[Catalog, Facts, list[Problem]]:
     """Read the catalog for a declared change and everything that does not fit; changes nothing.
+
+    Args:
+        name: of the migration.
 
     Returns:
         The catalog, what `up` and `down` read and what is to be rebuilt, and the problems found.
@@ -232,5 +278,5 @@ def survey(conn: Connection, table: TableName, change: Declared) -> tuple[Catalo
         return found, Facts(), lacking
     for hidden in catalogs.hidden_rows(conn, found.table, found.oid):
         raise hidden
-    job = _Survey(conn, change, found)
+    job = _Survey(conn, change, found, name)
     return job.run(), job.facts, lacking + job.problems
