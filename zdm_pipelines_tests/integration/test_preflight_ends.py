@@ -4,12 +4,21 @@ from __future__ import annotations
 
 from typing import Any
 
+import psycopg
 import pytest
 
+from zdm_pipelines.dialects import server_at
+from zdm_pipelines.dialects.postgres import catalog as catalogs
+from zdm_pipelines.dialects.postgres import rehearsal
+from zdm_pipelines.dialects.postgres.connection import undone
+from zdm_pipelines.model.errors import MappingFailed, ZdmError
 from zdm_pipelines.model.migration import Migration
+from zdm_pipelines.model.names import TableName
 from zdm_pipelines.model.states import State
+from zdm_pipelines.model.values import Step
+from zdm_pipelines.sandbox.server import Server
 from zdm_pipelines_tests import walking
-from zdm_pipelines_tests.helpers import one, people, replaced, sql, walk
+from zdm_pipelines_tests.helpers import dump, expanded, one, people, replaced, sql, walk
 
 VERSION = "SELECT current_setting('server_version_num')::int"
 NOT_NULL: dict[str, Any] = {"name": "display_name", "type": "text", "nullable": False}
@@ -169,3 +178,162 @@ def test_an_event_trigger_is_named(database: str) -> None:
     sql(database, "CREATE EVENT TRIGGER watcher ON ddl_command_start EXECUTE FUNCTION e()")
     found = walking.survey(database, walking.migration("people", replaced().change.model_dump(mode="json")))
     assert any('event trigger "watcher"' in warning for warning in found.warnings)
+
+
+@pytest.mark.parametrize("at", ["CREATE TABLE", "CREATE TRIGGER"])
+def test_an_event_trigger_that_refuses_is_told_and_nothing_is_changed(server: Server, database: str, at: str) -> None:
+    people(database, 20)
+    sql(database, "CREATE FUNCTION e() RETURNS event_trigger LANGUAGE plpgsql AS 'BEGIN RAISE ''freeze''; END'")
+    sql(database, f"CREATE EVENT TRIGGER frozen ON ddl_command_start WHEN TAG IN ('{at}') EXECUTE FUNCTION e()")
+    before = dump(server, database)
+    with pytest.raises(ZdmError, match="the server refuses"):
+        expanded(replaced(), database)
+    assert dump(server, database) == before
+    sql(database, "ALTER EVENT TRIGGER frozen DISABLE")
+    walk(replaced(), database, State.BACKFILLED)
+
+
+def test_a_row_that_is_full_is_named(database: str) -> None:
+    people(database, 20)
+    sql(database, "ALTER TABLE people ALTER note SET STORAGE PLAIN; "
+        "UPDATE people SET note = repeat('x', 8090), full_name = repeat('v', 20) WHERE id = 7")  # fmt: skip
+    with pytest.raises(MappingFailed, match="row with key 7"):
+        walk(replaced(), database, State.BACKFILLED)
+    sql(database, "UPDATE people SET note = '' WHERE id = 7")
+    walk(replaced(), database, State.BACKFILLED)
+
+
+# -- no rewrite, no long lock -----------------------------------------------------------------------------------------
+
+DOMAINS = """
+CREATE DOMAIN checked AS text CHECK (VALUE LIKE 'n:%');
+CREATE DOMAIN required AS text NOT NULL;
+CREATE DOMAIN given AS text DEFAULT 'x';
+CREATE DOMAIN stamped AS text DEFAULT clock_timestamp()::text;
+CREATE DOMAIN outer_checked AS checked;
+CREATE DOMAIN plain AS varchar(80);
+CREATE TYPE filled;
+CREATE FUNCTION filled_in(cstring) RETURNS filled LANGUAGE internal IMMUTABLE STRICT AS 'textin';
+CREATE FUNCTION filled_out(filled) RETURNS cstring LANGUAGE internal IMMUTABLE STRICT AS 'textout';
+CREATE TYPE filled (INPUT = filled_in, OUTPUT = filled_out, LIKE = text, DEFAULT = 'x');
+CREATE CAST (text AS filled) WITHOUT FUNCTION AS IMPLICIT;
+CREATE CAST (filled AS text) WITHOUT FUNCTION AS IMPLICIT;
+"""
+
+
+@pytest.mark.parametrize(
+    ("kind", "fact", "instead"),
+    [
+        ("checked", "would rewrite the whole table", "type: text"),
+        ("outer_checked", "would rewrite the whole table", "type: text"),
+        ("required", "with rows", "type"),
+        ("given", "has a default of its own", "type: text"),
+        ("stamped", "would rewrite the whole table", "type: text"),
+        ("filled", "has a default of its own", "new.default"),
+    ],
+)
+def test_a_type_that_rewrites_or_fills_the_table_is_refused(database: str, kind: str, fact: str, instead: str) -> None:
+    people(database, 20)
+    sql(database, DOMAINS)
+    found = problems(database, replaced(new={"name": "display_name", "type": kind}, up=f"('n:' || full_name)::{kind}"))
+    assert fact in found
+    assert instead in found
+
+
+@pytest.mark.parametrize("kind", ["text", "plain", "varchar(100)", 'text COLLATE "C"'])
+def test_the_way_out_of_a_type_that_rewrites(database: str, kind: str) -> None:
+    people(database, 20)
+    sql(database, DOMAINS)
+    node = one(database, "SELECT relfilenode FROM pg_class WHERE oid = 'people'::regclass")
+    m = replaced(new={"name": "display_name", "type": kind, "default": "'n:?'"}, up=f"('n:' || full_name)::{kind}")
+    walk(m, database, State.EXPANDED)
+    sql(database, "ALTER TABLE people ADD CHECK (display_name LIKE 'n:%') NOT VALID")
+    walk(m, database, State.CONTRACTED)
+    assert one(database, "SELECT relfilenode FROM pg_class WHERE oid = 'people'::regclass") == node
+
+
+MODES = {
+    "ACCESS EXCLUSIVE": {"AccessExclusiveLock"},
+    "SHARE ROW EXCLUSIVE": {"ShareRowExclusiveLock"},
+    "SHARE UPDATE EXCLUSIVE": {"ShareUpdateExclusiveLock"},
+    "SHARE": {"ShareLock"},
+    "ACCESS SHARE": {"AccessShareLock"},
+}
+WEAK = {"AccessShareLock", "RowShareLock", "RowExclusiveLock"}
+STAND = """
+CREATE TABLE parent (name text PRIMARY KEY); INSERT INTO parent SELECT 'v' || n FROM generate_series(1, 20) n;
+ALTER TABLE people ADD UNIQUE (full_name), ADD CHECK (full_name <> ''), ADD FOREIGN KEY (full_name) REFERENCES parent;
+CREATE INDEX ON people (full_name, note);
+"""
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"kind": "replace_column", "old": "full_name", "new": NOT_NULL | {"default": "'v1'"}, "up": "full_name", "down": "display_name"},
+        EXTRACT,
+        PURGE | {"archive": {"table": "public.kept"}},
+        {"kind": "add_index", "name": "i", "columns": ["note"]},
+    ],
+    ids=lambda change: change["kind"],
+)  # fmt: skip
+def test_each_step_takes_the_lock_that_it_says_and_neither_rewrites_nor_scans(
+    database: str, change: dict[str, Any]
+) -> None:
+    """On a table with rows: what the rehearsal sees on an empty copy, and what the plan says."""
+    people(database, 20)
+    extra = {"ALTER TABLE people ALTER full_name SET NOT NULL"} if change["kind"] == "replace_column" else set()
+    sql(database, STAND if extra else "SELECT 1")
+    for statement in extra:
+        sql(database, statement)
+    sql(database, "CREATE SCHEMA zdm; CREATE TABLE zdm.writer (migration_id bigint, wrote text, failed text, "
+        "application_name text, login text)")  # fmt: skip
+    bound = walking.change(database, walking.migration("people", change))
+    tombstone = bound.retire.tombstone() if bound.retire is not None else []
+    with psycopg.connect(database, autocommit=True) as c:
+        for step in [*bound.expand, None, *bound.enforce, *tombstone]:
+            if step is None:
+                if extra:
+                    c.execute("UPDATE people SET display_name = full_name")
+                continue
+            if not step.in_transaction:
+                c.execute(step.sql.encode())
+                continue
+            with c.transaction():
+                before = c.execute(STATE).fetchone()
+                c.execute(step.sql.encode())
+                locks = {mode for (mode,) in c.execute(HELD).fetchall()}
+                assert c.execute(STATE).fetchone() == before, step.name
+                said = next((modes for words, modes in MODES.items() if step.lock.startswith(words)), set())
+                strong = locks - WEAK
+                assert strong <= said | ({"ShareUpdateExclusiveLock"} if said else set()), (step.name, step.lock, locks)
+
+
+STATE = "SELECT pg_relation_filenode('people'), pg_stat_get_xact_numscans('people'::regclass)"
+HELD = """
+SELECT mode FROM pg_locks WHERE pid = pg_backend_pid() AND relation IN (
+  SELECT c.oid FROM pg_class c WHERE c.oid = 'people'::regclass OR c.relname = 'parent')"""
+
+
+def test_a_step_that_rewrites_scans_or_locks_others_is_seen(database: str) -> None:
+    """The rehearsal itself, on steps that no plan has."""
+    people(database, 5)
+    sql(database, "CREATE TABLE other (note text)")
+    table = rehearsal.COPY.sql
+    bad = {
+        f"ALTER TABLE {table} ALTER id TYPE numeric": "would rewrite the whole table",
+        f"ALTER TABLE {table} ADD COLUMN x text DEFAULT clock_timestamp()::text": "would rewrite the whole table",
+        f"ALTER TABLE {table} ALTER note SET NOT NULL": "would read the whole table",
+        f"ALTER TABLE {table} ADD CHECK (id > 0)": "would read the whole table",
+        f"CREATE INDEX ON {table} (note)": "would read the whole table",
+        f"ALTER TABLE {table} INHERIT other": "would lock other too",
+    }
+    with server_at(database).connect(purpose="test") as session:
+        found = catalogs.read(session, TableName(schema="public", name="people"))  # type: ignore[arg-type]
+        with undone(session):  # type: ignore[arg-type]
+            copy = rehearsal.copied(session, found)  # type: ignore[arg-type]
+            for statement, fact in bad.items():
+                step = Step(name="bad", sql=statement, reason="", lock="")
+                assert fact in " ".join(map(str, rehearsal.rehearse(session, copy, [step]))), statement  # type: ignore[arg-type]
+            good = Step(name="good", sql=f"ALTER TABLE {table} ADD COLUMN y text", reason="", lock="")
+            assert rehearsal.rehearse(session, copy, [good]) == []  # type: ignore[arg-type]

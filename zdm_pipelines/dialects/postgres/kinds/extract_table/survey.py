@@ -7,11 +7,12 @@ import dataclasses
 import psycopg
 
 from zdm_pipelines.dialects.postgres import catalog as catalogs
-from zdm_pipelines.dialects.postgres import obstacles
+from zdm_pipelines.dialects.postgres import obstacles, rehearsal
 from zdm_pipelines.dialects.postgres.connection import Connection, attempt, query, safe, scalar, undone
 from zdm_pipelines.dialects.postgres.expressions import expression
 from zdm_pipelines.dialects.postgres.kinds.extract_table.declared import Declared, Facts
 from zdm_pipelines.dialects.postgres.kinds.extract_table.sql import POSITION, ExtractSql
+from zdm_pipelines.dialects.postgres.kinds.extract_table.steps import ExtractSteps
 from zdm_pipelines.dialects.postgres.trial import Judged, Trial
 from zdm_pipelines.model.errors import Problem
 from zdm_pipelines.model.names import TableName, quote
@@ -65,6 +66,7 @@ class _Survey:
                 self.expressions()
             if not self.problems:
                 self.deletion()
+                self.rehearse()
         self.catalog = dataclasses.replace(self.catalog, warnings=tuple(self.warnings))
 
     def refuse(self, thing: str, fact: str, way_out: str) -> None:
@@ -252,6 +254,14 @@ class _Survey:
                 f"{which}: {sql}", fact, "read the columns under old and the primary key only, or name it in old"
             )
         return judged
+
+    def rehearse(self) -> None:
+        """Run the steps of contract on an empty copy of the source; the new table is ours alone until it stands."""
+        copy = rehearsal.copied(self.conn, self.catalog)
+        catalog = dataclasses.replace(self.catalog, table=rehearsal.COPY, oid=copy)
+        sql = ExtractSql(name="trial", migration_id=0, change=self.change, catalog=catalog, facts=self.facts)
+        steps = ExtractSteps(sql)
+        self.problems += rehearsal.rehearse(self.conn, copy, [*steps.tombstone(), *steps.drop()])
 
     def deletion(self) -> None:
         """A row of the new table that new code deletes must leave old columns that say none."""

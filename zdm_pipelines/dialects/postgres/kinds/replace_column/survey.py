@@ -10,13 +10,14 @@ import dataclasses
 import psycopg
 
 from zdm_pipelines.dialects.postgres import catalog as catalogs
-from zdm_pipelines.dialects.postgres import obstacles
+from zdm_pipelines.dialects.postgres import obstacles, rehearsal
 from zdm_pipelines.dialects.postgres.builds import not_null_check
 from zdm_pipelines.dialects.postgres.connection import Connection, attempt, query, safe, scalar, undone
 from zdm_pipelines.dialects.postgres.expressions import TRIGGER_PREFIX, expression
 from zdm_pipelines.dialects.postgres.kinds.replace_column.declared import Declared, Facts
 from zdm_pipelines.dialects.postgres.kinds.replace_column.rebuilds import COPY, Rebuilds
 from zdm_pipelines.dialects.postgres.kinds.replace_column.sql import ReplaceColumnSql
+from zdm_pipelines.dialects.postgres.kinds.replace_column.steps import ReplaceColumnSteps
 from zdm_pipelines.dialects.postgres.trial import Trial
 from zdm_pipelines.model.errors import Problem
 from zdm_pipelines.model.names import TableName, quote
@@ -62,6 +63,8 @@ class _Survey:
                 self.facts = dataclasses.replace(self.facts, rebuilds=tuple(rebuilds.find()))
                 self.problems += rebuilds.problems
                 self.warnings += rebuilds.warnings
+            if not self.problems:
+                self.rehearse()
         return dataclasses.replace(self.catalog, warnings=tuple(self.warnings))
 
     def refuse(self, thing: str, fact: str, way_out: str) -> None:
@@ -126,7 +129,7 @@ class _Survey:
     def obstacles(self) -> None:
         """What would stop a later phase."""
         conn, found = self.conn, self.catalog
-        sql = ReplaceColumnSql(name=self.name, migration_id=0, change=self.change, catalog=found, facts=self.facts)
+        sql = self.sql(found)
         self.problems += obstacles.rules(conn, found.table, found.oid, "UPDATE")
         self.problems += obstacles.alterable(conn, found, columns=1)
         self.problems += obstacles.published(conn, found, "UPDATE", adds=True)
@@ -164,7 +167,8 @@ class _Survey:
                 thing, "says more than a type", f"write type: {actual}, and use nullable and default for the rest"
             )
             return False
-        return True
+        self.problems += rehearsal.lands(self.conn, thing, self.new.type)
+        return not self.problems
 
     def expressions(self) -> None:
         """Fill in what `up` and `down` read."""
@@ -195,6 +199,18 @@ class _Survey:
             )
         self.facts = dataclasses.replace(self.facts, up_inputs=up, down_inputs=down)
         self.catalog = dataclasses.replace(self.catalog, immutable=immutable)
+
+    def rehearse(self) -> None:
+        """Run every step of every phase on an empty copy."""
+        copy = rehearsal.copied(self.conn, self.catalog)
+        catalog = dataclasses.replace(self.catalog, table=rehearsal.COPY, oid=copy)
+        steps = ReplaceColumnSteps(self.sql(catalog))
+        every = [*steps.expand(), *steps.enforce(), *steps.tombstone(), *steps.drop()]
+        self.problems += rehearsal.rehearse(self.conn, copy, every)
+
+    def sql(self, found: Catalog) -> ReplaceColumnSql:
+        """The statements over a table."""
+        return ReplaceColumnSql(name=self.name, migration_id=0, change=self.change, catalog=found, facts=self.facts)
 
     # -- NULL ---------------------------------------------------------------------------------------------
 
