@@ -59,6 +59,7 @@ def replaced(
     new: dict[str, Any] | None = None,
     up: str = "'n:' || full_name",
     down: str = "substr(display_name, 3)",
+    rebuild: dict[str, str] | None = None,
     **sections: Any,
 ) -> Migration:
     """A replace_column migration of `people` without waiting times; sections are merged over the defaults."""
@@ -72,6 +73,7 @@ def replaced(
             "new": new or {"name": "display_name", "type": "text"},
             "up": up,
             "down": down,
+            "rebuild": rebuild or {},
         },
         "throttle": {"replication_lag": None, "latency_p95": None},
         "locks": {"timeout": "200ms", "give_up_after": "60s"},

@@ -36,6 +36,7 @@ class Fault(StrEnum):
     OF_DATA = "of_data"  # a row's values: a cast, a constraint, what a function raises
     LOST = "lost"  # the connection is gone, so that the outcome must be looked up
     TOO_LARGE = "too_large"  # a value is beyond a limit of the server: an index entry, say
+    TAKEN = "taken"  # the name of what is to be made stands for something else
     PRIVILEGE = "privilege"  # the role may not do this
     OTHER = "other"
 

@@ -91,6 +91,7 @@ class Step:
     done_when: str = ""  # SQL giving true once it is done; empty: it commits with the state, or may simply be run again
     undone_when: str = ""  # SQL giving true when there is nothing to take back; empty: the undo says so by itself
     in_transaction: bool = True  # CONCURRENTLY must stand alone
+    broken_by: str = ""  # query for the first keys of the rows that the step may fail for, each as text[]
 
     def undoing(self) -> Step:
         """The step that takes this one back; only for steps that have an undo."""
@@ -122,11 +123,22 @@ class Column:
 class Rebuild:
     """An index or constraint of the old column, as it will stand on the new one."""
 
-    kind: str  # index, unique (a constraint backed by an index), check, foreign_key
+    kind: str  # index, unique_index, unique (a constraint backed by an index), check, foreign_key
     original: str
     name: str
     definition: str  # index: everything from USING on; constraint: its definition
     deferrable: str = ""  # of a unique constraint, as SQL
+    where: str = ""  # of an index: the end of its definition that says which rows, with its WHERE
+    tablespace: str = ""  # of an index, quoted
+    columns: tuple[int | str, ...] = ()  # of an index: numbers of its columns, 0 for an expression; the new one's name
+    # Of what a row can break, a unique index: what it orders by; a check or foreign key: its condition, over zdm_row.
+    elements: tuple[str, ...] = ()
+    nulls_distinct: bool = True
+    validated: bool = True  # a constraint: rows that are there must keep it, too; else it is NOT VALID or NOT ENFORCED
+
+    def alike(self, other: Rebuild) -> bool:
+        """Whether both say the same, whatever they are called."""
+        return (self.kind, self.definition, self.deferrable) == (other.kind, other.definition, other.deferrable)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -16,6 +16,11 @@ from zdm_pipelines.model.errors import PreflightError, Problem, StateConflict
 from zdm_pipelines.model.states import Phase, State
 from zdm_pipelines.model.values import Relation
 
+_REFUSED = (
+    "the server refuses to try the change on a temporary copy",
+    "see which trigger on events, extension or setting does so, and let it take changes of the schema by our role",
+)
+
 
 def look(session: Session, context: Context) -> Survey:
     """What the server says of the declared change; changes nothing.
@@ -32,9 +37,13 @@ def look(session: Session, context: Context) -> Survey:
     except Problem as problem:
         raise PreflightError(migration.name, [problem]) from None
     except DatabaseError as error:
-        if fault(error) is not Fault.PRIVILEGE:
+        refused = {
+            Fault.PRIVILEGE: ("the role may not do this", "see docs/production.md for the grants"),
+            Fault.OTHER: _REFUSED, Fault.OF_DATA: _REFUSED, Fault.TAKEN: _REFUSED, Fault.TOO_LARGE: _REFUSED,
+        }.get(fault(error) or Fault.LOST)  # fmt: skip
+        if refused is None:
             raise
-        fact, way_out = f"the role may not do this ({safe(error)})", "see docs/production.md for the grants"
+        fact, way_out = f"{refused[0]} ({safe(error)})", refused[1]
         raise PreflightError(migration.name, [Problem(f"table {migration.table}", fact, way_out)]) from None
     if problems := [*taken, *found.problems]:
         raise PreflightError(migration.name, problems)

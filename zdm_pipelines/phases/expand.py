@@ -94,7 +94,16 @@ def _expand(context: Context, session: Session, entry: ledger.Entry, steps: Sequ
             ledger.create_flag(session, entry.id, context.migration.flag)
         ledger.move(session, entry, State.EXPANDED, what="expanded", claims=claims(session, change))
 
-    _, tries = locks.change_schema(session, apply, context=context, what="expand", relations=change.relations)
+    try:
+        _, tries = locks.change_schema(session, apply, context=context, what="expand", relations=change.relations)
+    except DatabaseError as error:
+        if fault(error) not in (Fault.OF_DATA, Fault.TAKEN, Fault.TOO_LARGE, Fault.OTHER):
+            raise
+        raise StateConflict(
+            context.name,
+            f"the server refuses expand: {safe(error)}",
+            "see what does so, such as a trigger on events, then run it again; nothing was changed",
+        ) from None
     for step in steps:
         context.tell(step.sql)
     return tries

@@ -241,12 +241,17 @@ class _Validation:
                 try:
                     self._run_step(step)
                 except DatabaseError as error:
-                    if fault(error) not in (Fault.OF_DATA, Fault.TOO_LARGE):
+                    if fault(error) not in (Fault.OF_DATA, Fault.TOO_LARGE, Fault.TAKEN, Fault.OTHER):
                         raise
+                    if fault(error) is Fault.TAKEN:
+                        begun.pop()  # what has the name is somebody else's
+                    first = self._broken_by(step) if fault(error) is Fault.OF_DATA else []
                     for taken in reversed([s for s in begun if s.undo]):
                         with contextlib.suppress(DatabaseError):
                             self._run_step(taken.undoing())
-                    return Check(name=_ENFORCED, passed=False, summary=f"{step.name}: {safe(error)}")
+                    named = f" (keys of rows that break it: {', '.join(first)})" if first else ""
+                    summary, facts = f"{step.name}: {safe(error)}{named}", {"first_keys": first} if first else {}
+                    return Check(name=_ENFORCED, passed=False, summary=summary, facts=facts)
                 self.done.append(step.sql)
             steps = self._left(self._today())
         for step in _statistics(self.context, self.change):
@@ -257,6 +262,12 @@ class _Validation:
             summary=f"{len([s for s in self.change.enforce if s.done_when])} steps in place",
             facts={"steps": [s.name for s in self.change.enforce]},
         )
+
+    def _broken_by(self, step: Step) -> list[str]:
+        """The first keys of the rows that a step failed for, where the step can tell."""
+        if not step.broken_by:
+            return []
+        return ["/".join(key) for (key,) in self.session.run(Statement(step.broken_by))]
 
     def _claim(self) -> None:
         """A finished migration has given up its relations: they are claimed again before anything is built anew."""

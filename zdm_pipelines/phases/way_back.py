@@ -51,7 +51,7 @@ def _bring(context: Context, session: Session, back: RowWork, lower: Key | None,
             session.rows.write(back.batch(lower, upper, pick=ALL), wait=locks.timeout)
         except DatabaseError as error:
             kind = fault(error)
-            if kind in (Fault.OF_DATA, Fault.OTHER):
+            if kind in (Fault.OF_DATA, Fault.TAKEN, Fault.OTHER):
                 raise StateConflict(
                     context.name,
                     f"rows cannot come back: {safe(error)}",

@@ -35,7 +35,9 @@ down: display_name  # SQL over the new row -> old value: keeps rollback open"""
 
     def survey(self, session: Session, migration: Migration, server: Server) -> Survey:
         """Try the declared change on a temporary copy of the table's shape."""
-        catalog, facts, problems = server.kind(_NAME).survey(session, migration.table_name, declared(migration))
+        catalog, facts, problems = server.kind(_NAME).survey(
+            session, migration.table_name, declared(migration), name=migration.name
+        )
         return Survey(catalog=catalog, facts=facts.stored(), problems=problems, warnings=catalog.warnings)
 
     def bind(self, bound: Bound, server: Server) -> Change:

@@ -34,6 +34,11 @@ class ReplaceColumn(ChangeSpec):
         description="SQL over the row that gives the old value from the new shape: keeps rollback open."
     )
 
+    rebuild: Mapping[str, Expression] = Field(
+        default={},
+        description="Indexes and constraints of the old column by name: what stands on the new one instead, or drop.",
+    )
+
     @model_validator(mode="after")
     def _two_columns(self) -> ReplaceColumn:
         if self.old == self.new.name:

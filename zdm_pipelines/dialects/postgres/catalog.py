@@ -12,6 +12,8 @@ from zdm_pipelines.model.errors import Problem
 from zdm_pipelines.model.names import TableName, quote
 from zdm_pipelines.model.values import Catalog, Column
 
+_NOBODYS = ("pg_catalog", "information_schema", "pg_toast", "zdm")  # schemas without tables of the application's
+
 
 def _close(word: str, possible: Sequence[str]) -> str:
     found = difflib.get_close_matches(word, possible, n=3, cutoff=0.6)
@@ -55,6 +57,10 @@ def read(conn: Connection, table: TableName, *, partitioned: bool = False, keyle
         raise missing_table(conn, table)
     oid, kind, estimate, size, is_partition, inherits, ours, owner = rows[0]
     thing = f"table {table}"
+    if table.schema in _NOBODYS:
+        raise Problem(thing, "belongs to the server or to the ledger", "name a table of the application's")
+    if conn.named("obstacles.about", oid)[0][0]:
+        raise Problem(thing, "is temporary: no other session sees its rows", "name a table that stays")
     in_tree = kind == "p" or is_partition
     if in_tree and not partitioned:
         raise Problem(thing, "is partitioned", "this kind of change works on ordinary tables only, so far")

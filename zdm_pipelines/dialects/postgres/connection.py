@@ -7,7 +7,7 @@ import os
 import re
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -303,7 +303,15 @@ def privilege_problem(error: psycopg.Error, thing: str) -> MissingPrivilege:
     )
 
 
-_CONFLICTS = (errors.DeadlockDetected, errors.SerializationFailure, errors.TransactionRollback)
+_FAULTS: Mapping[Fault, tuple[type[psycopg.Error], ...]] = {
+    Fault.LOCK_BUSY: (errors.LockNotAvailable,),
+    # The latter: a BEFORE trigger wrote another row of the same statement; of fewer rows it has not.
+    Fault.CANCELLED: (errors.QueryCanceled, errors.TriggeredDataChangeViolation),
+    Fault.CONFLICT: (errors.DeadlockDetected, errors.SerializationFailure, errors.TransactionRollback),
+    Fault.PRIVILEGE: (errors.InsufficientPrivilege,),
+    Fault.TOO_LARGE: (errors.ProgramLimitExceeded,),
+    Fault.TAKEN: (errors.DuplicateTable, errors.DuplicateObject),
+}
 
 
 def fault(error: BaseException) -> Fault | None:
@@ -312,17 +320,9 @@ def fault(error: BaseException) -> Fault | None:
         return Fault.LOST
     if not isinstance(error, psycopg.Error):
         return None
-    if isinstance(error, errors.LockNotAvailable):
-        return Fault.LOCK_BUSY
-    if isinstance(error, (errors.QueryCanceled, errors.TriggeredDataChangeViolation)):
-        # The latter: a BEFORE trigger wrote another row of the same statement; of fewer rows it has not.
-        return Fault.CANCELLED
-    if isinstance(error, _CONFLICTS):
-        return Fault.CONFLICT
-    if isinstance(error, errors.InsufficientPrivilege):
-        return Fault.PRIVILEGE
-    if isinstance(error, errors.ProgramLimitExceeded):
-        return Fault.TOO_LARGE
+    for kind, classes in _FAULTS.items():
+        if isinstance(error, classes):
+            return kind
     return Fault.OF_DATA if of_data(error) else Fault.OTHER
 
 

@@ -8,24 +8,18 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from zdm_pipelines.dialects.postgres.builds import HARMLESS
+from zdm_pipelines.dialects.postgres.builds import HARMLESS, PRINTING_PATH, printed_alike
 from zdm_pipelines.dialects.postgres.connection import Connection
 from zdm_pipelines.dialects.postgres.literals import text
 from zdm_pipelines.model.names import TableName, quote
 from zdm_pipelines.model.values import Step
 
-_PATH = "pg_catalog"  # everything else is printed with its schema
-# The definition of pg_index i. CASE settles the order; the path is put back, for transactions go on behind a predicate.
-_PRINTED = (
-    f"(SELECT CASE WHEN set_config('search_path', '{_PATH}', true) <> '' THEN pg_get_indexdef(i.indexrelid) "
-    "|| left(set_config('search_path', s.path, true), 0) END "
-    "FROM (SELECT current_setting('search_path') AS path OFFSET 0) s)"
-)
+_PRINTED = printed_alike("pg_get_indexdef(i.indexrelid)")  # of pg_index i
 
 
 def print_alike(conn: Connection) -> None:
     """Let the server print definitions as predicates compare them, until the present transaction or savepoint ends."""
-    conn.execute(f"SET LOCAL search_path = {_PATH}".encode())
+    conn.execute(f"SET LOCAL search_path = {PRINTING_PATH}".encode())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,7 +32,8 @@ class Index:
     unique: bool
     definition: str  # everything behind USING
     printed: bool = True  # the definition is as the server prints it; else it is as declared, and is not compared
-    columns: tuple[int, ...] = ()  # numbers of its columns in the table, 0 for an expression; empty: not known
+    # Numbers of its columns in the table, 0 for an expression; a name: of a column yet to be added; empty: not known.
+    columns: tuple[int | str, ...] = ()
     where: str = ""  # the end of the definition that says which rows, with its WHERE
     tablespace: str = ""  # quoted; empty: the database's own
 
@@ -66,8 +61,16 @@ class Index:
 
     def remains(self) -> str:
         """Predicate: there is something to take back, though a renamed column has changed how the definition reads."""
-        columns = f" AND i.indkey::text = {text(' '.join(map(str, self.columns)))}" if self.columns else ""
-        return self._named(f"{self._on_table()}{columns}")
+        if not self.columns:
+            return self._named(self._on_table())
+        numbers = ", ".join(
+            str(column)
+            if isinstance(column, int)
+            else f"(SELECT attnum FROM pg_attribute WHERE attrelid = i.indrelid "
+            f"AND attname = {text(column)} AND NOT attisdropped)"
+            for column in self.columns
+        )
+        return self._named(f"{self._on_table()} AND i.indkey::text = concat_ws(' ', {numbers})")
 
     def _named(self, condition: str) -> str:
         return (
@@ -88,11 +91,12 @@ class Index:
             f"ON {'ONLY ' if only else ''}{self.table.sql} USING {body}{tablespace}{self.where}"
         )
 
-    def build(self, *, reason: str, done: str = "") -> list[Step]:
+    def build(self, *, reason: str, done: str = "", broken_by: str = "") -> list[Step]:
         """Steps that build it concurrently; each may be run again.
 
         Args:
             done: a predicate that makes the build needless, too.
+            broken_by: a query for the keys of rows that are not unique.
         """
         drop = f"DROP INDEX CONCURRENTLY IF EXISTS {self.sql}"
         more = f" OR {done}" if done else ""
@@ -114,5 +118,6 @@ class Index:
                 done_when=f"SELECT {self.stands(more=' AND i.indisvalid')}{more}",
                 undone_when=f"SELECT NOT {self.remains()}{more}",
                 in_transaction=False,
+                broken_by=broken_by,
             ),
         ]

@@ -84,7 +84,7 @@ class FailingRows:
         try:
             yield
         except DatabaseError as error:
-            if fault(error) is not Fault.OF_DATA:
+            if fault(error) not in (Fault.OF_DATA, Fault.TOO_LARGE):
                 raise
             raise self.failure(*self._first_step(bounds, rows), error) from None
 
@@ -108,7 +108,7 @@ class FailingRows:
         except DatabaseError as error:
             if (kind := fault(error)) is Fault.LOCK_BUSY:
                 return False
-            if kind is not Fault.OF_DATA:
+            if kind not in (Fault.OF_DATA, Fault.TOO_LARGE):
                 raise
             return True
         return False

@@ -155,7 +155,7 @@ class RangeWorker:
                     done = self._commit(wanted, window, number, tries.size, first=first)
                 break
             except DatabaseError as error:
-                if fault(error) is Fault.OF_DATA:
+                if fault(error) in (Fault.OF_DATA, Fault.TOO_LARGE):
                     upper = window.upper if window.upper is not None else wanted.upper
                     raise self.failing.failure(window.lower, upper, error) from None
                 self._once_more(wanted, tries, error)

@@ -186,7 +186,8 @@ class ExtractSteps:
                 f"({', '.join(quote(c.name) for c in self.sql.catalog.key)}) ON UPDATE CASCADE ON DELETE CASCADE"
             )
             reason = "each row belongs to a source row, and goes with it"
-            steps += builds.constraint(table, self.foreign_key, definition, reason=reason)
+            key = builds.Constraint(name=self.foreign_key, table=table, definition=definition, printed=False)
+            steps += key.add(reason=reason)
         for name, column in new.columns.items():
             if not column.nullable and name not in {c.name for c in self.sql.target.key}:
                 steps += builds.not_null(table, name)

@@ -6,7 +6,7 @@ import dataclasses
 
 import psycopg
 
-from zdm_pipelines.dialects.postgres import applications
+from zdm_pipelines.dialects.postgres import applications, obstacles, rehearsal
 from zdm_pipelines.dialects.postgres import catalog as catalogs
 from zdm_pipelines.dialects.postgres.connection import Connection, attempt, query, safe, scalar, undone
 from zdm_pipelines.dialects.postgres.environment import plain
@@ -14,6 +14,7 @@ from zdm_pipelines.dialects.postgres.expressions import expression
 from zdm_pipelines.dialects.postgres.inventory import Inventory
 from zdm_pipelines.dialects.postgres.kinds.extract_table.declared import Declared, Facts
 from zdm_pipelines.dialects.postgres.kinds.extract_table.sql import POSITION, ExtractSql
+from zdm_pipelines.dialects.postgres.kinds.extract_table.steps import ExtractSteps
 from zdm_pipelines.dialects.postgres.trial import Judged, Trial, narrower
 from zdm_pipelines.model.errors import Problem
 from zdm_pipelines.model.names import TableName, quote
@@ -55,6 +56,7 @@ class _Survey:
         self.columns()
         self.table()
         self.keys()
+        self.obstacles()
         if self.problems:
             return
         self.surroundings()
@@ -63,6 +65,7 @@ class _Survey:
                 self.expressions()
             if not self.problems:
                 self.deletion()
+                self.rehearse()
         self.catalog = dataclasses.replace(self.catalog, warnings=tuple(self.warnings))
 
     def refuse(self, thing: str, fact: str, way_out: str) -> None:
@@ -126,6 +129,21 @@ class _Survey:
                 self.refuse(
                     f"key column {quote(column.name)}", "is generated, and a trigger sees it empty", "use a plain key"
                 )
+
+    def obstacles(self) -> None:
+        """What would stop a later phase: the sync updates the source, and contract renames its columns."""
+        conn, found = self.conn, self.catalog
+        sql = ExtractSql(name="trial", migration_id=0, change=self.change, catalog=found, facts=self.facts)
+        self.problems += obstacles.rules(conn, found.table, found.oid, "UPDATE")
+        self.problems += obstacles.alterable(conn, found, columns=0)
+        self.problems += obstacles.published(conn, found, "UPDATE")
+        self.problems += obstacles.taken(conn, found, columns=sql.tombstones.values())
+        self.problems += obstacles.quoting(
+            found.table.name, *(c.name for c in found.columns),
+            self.change.new.table_name.name, *self.change.new.columns,
+            *(c.up for c in self.change.new.columns.values()), *self.change.downs.values(),
+        )  # fmt: skip
+        self.warnings += obstacles.event_triggers(conn)
 
     def surroundings(self) -> None:
         oid, new = self.catalog.oid, self.change.new.table_name
@@ -243,6 +261,14 @@ class _Survey:
                 f"{which}: {sql}", fact, "read the columns under old and the primary key only, or name it in old"
             )
         return judged
+
+    def rehearse(self) -> None:
+        """Run the steps of contract on an empty copy of the source; the new table is ours alone until it stands."""
+        copy = rehearsal.copied(self.conn, self.catalog)
+        catalog = dataclasses.replace(self.catalog, table=rehearsal.COPY, oid=copy)
+        sql = ExtractSql(name="trial", migration_id=0, change=self.change, catalog=catalog, facts=self.facts)
+        steps = ExtractSteps(sql)
+        self.problems += rehearsal.rehearse(self.conn, copy, [*steps.tombstone(), *steps.drop()])
 
     def deletion(self) -> None:
         """A row of the new table that new code deletes must leave old columns that say none."""

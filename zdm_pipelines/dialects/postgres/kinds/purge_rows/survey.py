@@ -10,7 +10,7 @@ from dataclasses import replace
 
 import psycopg
 
-from zdm_pipelines.dialects.postgres import applications
+from zdm_pipelines.dialects.postgres import applications, obstacles
 from zdm_pipelines.dialects.postgres import catalog as catalogs
 from zdm_pipelines.dialects.postgres.archive import TRANSACTION, Archive
 from zdm_pipelines.dialects.postgres.children import Child, Fate, Search, unseen
@@ -42,6 +42,7 @@ def survey(conn: Connection, table: TableName, change: Declared) -> tuple[Catalo
     if any("temporary" in problem.fact for problem in problems):
         raise problems[0]
     problems += unseen(conn, table, found.oid)
+    problems += obstacles.published(conn, found, "DELETE")
     with undone(conn):
         once = {name: _compute(conn, found, name, sql) for name, sql in change.once.items()}
         where = _judge(conn, found, change.where, once)
@@ -62,6 +63,10 @@ def survey(conn: Connection, table: TableName, change: Declared) -> tuple[Catalo
             readers=tuple(role for (role,) in conn.named("children.default_readers", change.archive_name.schema)),
         )
         problems += _archive(conn, found, facts, change.archive_name)
+        warnings += [
+            f"constraint {quote(name)} was never proven: rows that break it cannot come back from the archive"
+            for name, _ in conn.named("obstacles.unproven", found.oid)
+        ]
     return replace(found, warnings=tuple(warnings)), facts, [*problems, *search.problems]
 
 
@@ -138,6 +143,9 @@ def _archive(conn: Connection, found: Catalog, facts: Facts, name: TableName) ->
         if conn.named("children.archive_place", table.schema, table.name)[0][2]
     ]
     for table, oid, columns in _kept(found, deleted):
+        if len(columns) >= obstacles.MOST_COLUMNS:
+            fact = f"has {len(columns)} columns, and an archive needs one more: the server has room for no more"
+            problems.append(Problem(f"table {table}", fact, without))
         if TRANSACTION in columns:
             problems.append(Problem(f"table {table}", f"has a column {TRANSACTION} of its own", without))
         for trigger, before, on_delete, _ in conn.named("children.row_triggers", oid):

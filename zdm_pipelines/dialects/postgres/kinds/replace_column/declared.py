@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
 from zdm_pipelines.dialects.postgres.facts import StoredFacts
 from zdm_pipelines.model.values import Rebuild
+
+GIVEN_UP = "drop"  # what `rebuild` says of an index or constraint that is not wanted on the new column
 
 
 class DeclaredColumn(Protocol):
@@ -54,6 +57,11 @@ class Declared(Protocol):
     @property
     def down(self) -> str:
         """SQL over the row that gives the old value."""
+        ...
+
+    @property
+    def rebuild(self) -> Mapping[str, str]:
+        """What stands on the new column in place of indexes and constraints of the old one, by their names."""
         ...
 
 

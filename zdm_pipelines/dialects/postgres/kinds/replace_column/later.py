@@ -36,8 +36,7 @@ class Later:
         with session.transaction(force_rollback=True):
             like = f"LIKE {self.sql.table} INCLUDING GENERATED"
             session.execute(f"CREATE TEMPORARY TABLE zdm_shape ({like}) ON COMMIT DROP".encode())
-            old = self.sql.catalog.column(self.sql.change.old)
-            job = Rebuilds(session, table=self.sql.catalog.table, oid=oid, old=old, new=self.sql.new)
+            job = Rebuilds(session, catalog=self.sql.catalog, change=self.sql.change)
             later = [found for found in job.find() if found.original not in known]
         return [self._standing(session, found) for found in later], job.problems
 

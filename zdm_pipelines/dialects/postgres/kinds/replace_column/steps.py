@@ -5,14 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from zdm_pipelines.dialects.postgres import builds
-from zdm_pipelines.dialects.postgres.builds import SHORT, constraint_exists
+from zdm_pipelines.dialects.postgres import builds, keys
+from zdm_pipelines.dialects.postgres.builds import SHORT
 from zdm_pipelines.dialects.postgres.connection import Connection
 from zdm_pipelines.dialects.postgres.expressions import expression
 from zdm_pipelines.dialects.postgres.indexes import Index
 from zdm_pipelines.dialects.postgres.inventory import Inventory
 from zdm_pipelines.dialects.postgres.kinds.replace_column.later import Later
 from zdm_pipelines.dialects.postgres.kinds.replace_column.sql import ReplaceColumnSql
+from zdm_pipelines.dialects.postgres.new_indexes import FEW, NewIndex
 from zdm_pipelines.model.capabilities import Notes
 from zdm_pipelines.model.names import quote
 from zdm_pipelines.model.values import Rebuild, Step
@@ -96,7 +97,7 @@ class ReplaceColumnSteps:
     def enforce(self) -> list[Step]:
         steps = self._rebuilt(self.sql.facts.rebuilds)
         if not self.sql.change.new.nullable:
-            steps += builds.not_null(self.sql.catalog.table, self.sql.new)
+            steps += builds.not_null(self.sql.catalog.table, self.sql.new, oid=self.sql.catalog.oid)
         return steps
 
     def _rebuilt(self, rebuilds: Sequence[Rebuild]) -> list[Step]:
@@ -122,34 +123,55 @@ class ReplaceColumnSteps:
     def _later(self) -> Later:
         return Later(self.sql)
 
-    def _index(self, rebuild: Rebuild, *, unique: bool = False) -> list[Step]:
+    def _index(self, rebuild: Rebuild) -> list[Step]:
         index = Index(
             name=rebuild.name,
             table=self.sql.catalog.table,
             table_oid=self.sql.catalog.oid,
-            unique=unique or rebuild.kind == "unique_index",
+            unique=rebuild.kind != "index",
             definition=rebuild.definition,
+            where=rebuild.where,
+            tablespace=rebuild.tablespace,
+            columns=rebuild.columns,
         )
-        return index.build(reason=f"as {quote(rebuild.original)} on the old column")
+        new = NewIndex(index=index, elements=rebuild.elements, nulls_distinct=rebuild.nulls_distinct)
+        colliding = new.duplicate_keys(self.sql.catalog.key) if rebuild.elements else ""
+        return index.build(reason=f"as {quote(rebuild.original)} on the old column", broken_by=colliding)
 
     def _unique(self, rebuild: Rebuild) -> list[Step]:
-        name = quote(rebuild.name)
-        steps = self._index(rebuild, unique=True)
-        stands = constraint_exists(self.sql.catalog.table, rebuild.name, kind="u", options=rebuild.deferrable)
+        name, catalog = quote(rebuild.name), self.sql.catalog
+        stands = builds.unique_constraint(catalog.table, catalog.oid, rebuild.name, deferrable=rebuild.deferrable)
         attach = Step(
             name=f"make it the constraint {name}",
             sql=f"ALTER TABLE {self.sql.table} ADD CONSTRAINT {name} UNIQUE USING INDEX {name}{rebuild.deferrable}",
             reason=f"as {quote(rebuild.original)} on the old column; the index is there, so this is instant",
             lock=SHORT,
             undo=f"ALTER TABLE {self.sql.table} DROP CONSTRAINT IF EXISTS {name}",
-            done_when=stands,
-            undone_when=f"SELECT NOT ({stands})",
+            done_when=f"SELECT {stands}",
+            undone_when=f"SELECT NOT {stands}",
         )
-        return [*steps, attach]
+        return [*self._index(rebuild), attach]
 
     def _constraint(self, rebuild: Rebuild) -> list[Step]:
-        reason = f"as {quote(rebuild.original)} on the old column"
-        return builds.constraint(self.sql.catalog.table, rebuild.name, rebuild.definition, reason=reason)
+        made = builds.Constraint(
+            name=rebuild.name,
+            table=self.sql.catalog.table,
+            oid=self.sql.catalog.oid,
+            definition=rebuild.definition,
+            original=rebuild.original,
+            validated=rebuild.validated,
+            broken_by=self._broken_by(rebuild),
+        )
+        return made.add(reason=f"as {quote(rebuild.original)} on the old column")
+
+    def _broken_by(self, rebuild: Rebuild) -> str:
+        """Query: the first keys of rows that a constraint does not hold for."""
+        key = self.sql.catalog.key
+        return "".join(
+            f"SELECT {keys.as_text(key, row='zdm_row')} FROM ONLY {self.sql.table} AS zdm_row "
+            f"WHERE ({condition}) IS FALSE ORDER BY {keys.columns(key)} LIMIT {FEW}"
+            for condition in rebuild.elements
+        )
 
     # -- contract -----------------------------------------------------------------------------------------
 

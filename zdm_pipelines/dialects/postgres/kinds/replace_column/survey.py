@@ -9,14 +9,17 @@ import dataclasses
 
 import psycopg
 
-from zdm_pipelines.dialects.postgres import applications, inventory
+from zdm_pipelines.dialects.postgres import applications, inventory, obstacles, rehearsal
 from zdm_pipelines.dialects.postgres import catalog as catalogs
+from zdm_pipelines.dialects.postgres.builds import not_null_check
 from zdm_pipelines.dialects.postgres.connection import Connection, attempt, query, safe, scalar, undone
 from zdm_pipelines.dialects.postgres.environment import plain
 from zdm_pipelines.dialects.postgres.expressions import TRIGGER_PREFIX, expression
 from zdm_pipelines.dialects.postgres.inventory import Inventory
 from zdm_pipelines.dialects.postgres.kinds.replace_column.declared import Declared, Facts
 from zdm_pipelines.dialects.postgres.kinds.replace_column.rebuilds import COPY, Rebuilds
+from zdm_pipelines.dialects.postgres.kinds.replace_column.sql import ReplaceColumnSql
+from zdm_pipelines.dialects.postgres.kinds.replace_column.steps import ReplaceColumnSteps
 from zdm_pipelines.dialects.postgres.trial import Trial, narrower
 from zdm_pipelines.model.errors import Problem
 from zdm_pipelines.model.names import TableName, quote
@@ -29,8 +32,9 @@ FROM pg_attribute a WHERE a.attrelid = '{COPY}'::regclass AND a.attname = $1"""
 
 
 class _Survey:
-    def __init__(self, conn: Connection, change: Declared, found: Catalog) -> None:
+    def __init__(self, conn: Connection, change: Declared, found: Catalog, name: str) -> None:
         self.conn = conn
+        self.name = name
         self.change = change
         self.facts = Facts()
         self.catalog = found
@@ -44,6 +48,7 @@ class _Survey:
         self.columns()
         self.triggers()
         self.publications()
+        self.obstacles()
         if self.problems:
             return self.catalog
         with undone(self.conn):
@@ -54,14 +59,20 @@ class _Survey:
                 self.warnings += applications.of_columns(self.conn, self.catalog.table, self.catalog.oid)
                 self.nulls()
             if not self.problems:
-                table, oid = self.catalog.table, self.catalog.oid
-                rebuilds = Rebuilds(self.conn, table=table, oid=oid, old=self.old, new=self.new.name)
+                problems, warnings = obstacles.unproven(self.conn, self.catalog, self.change.up)
+                self.problems += problems
+                self.warnings += warnings
+            if not self.problems:
+                rebuilds = Rebuilds(self.conn, catalog=self.catalog, change=self.change)
                 self.facts = dataclasses.replace(self.facts, rebuilds=tuple(rebuilds.find()))
                 self.problems += rebuilds.problems
                 self.settings()
                 # One that is deferrable is no arbiter of an upsert.
                 unique = [r.original for r in self.facts.rebuilds if r.kind.startswith("unique") and not r.deferrable]
                 self.warnings += applications.of_upserts(unique, self.new.name)
+                self.warnings += rebuilds.warnings
+            if not self.problems:
+                self.rehearse()
         return dataclasses.replace(self.catalog, warnings=tuple(self.warnings))
 
     def settings(self) -> None:
@@ -132,6 +143,22 @@ class _Survey:
                 "has them, so copy schema zdm there (pg_dump --schema-only --schema=zdm) once expand has run"
             )
 
+    def obstacles(self) -> None:
+        """What would stop a later phase."""
+        conn, found = self.conn, self.catalog
+        sql = self.sql(found)
+        self.problems += obstacles.rules(conn, found.table, found.oid, "UPDATE")
+        self.problems += obstacles.alterable(conn, found, columns=1)
+        self.problems += obstacles.published(conn, found, "UPDATE", adds=True)
+        self.problems += obstacles.taken(
+            conn, found, columns=[sql.tombstone],
+            constraints=[] if self.new.nullable else [not_null_check(self.new.name)],
+            triggers=[sql.trigger(event) for event in ("insert", "update")],
+        )  # fmt: skip
+        names = [found.table.name, *(column.name for column in found.columns), self.new.name]
+        self.problems += obstacles.quoting(*names, self.change.up, self.change.down)
+        self.warnings += obstacles.event_triggers(conn)
+
     # -- types and expressions ----------------------------------------------------------------------------
 
     def copy(self) -> bool:
@@ -157,7 +184,8 @@ class _Survey:
                 thing, "says more than a type", f"write type: {actual}, and use nullable and default for the rest"
             )
             return False
-        return True
+        self.problems += rehearsal.lands(self.conn, thing, self.new.type)
+        return not self.problems
 
     def expressions(self) -> None:
         """Fill in what `up` and `down` read."""
@@ -193,6 +221,18 @@ class _Survey:
         simple = judged_up.plain and judged_down.plain and plain([self.old.default or ""])
         self.catalog = dataclasses.replace(self.catalog, immutable=immutable, plain=simple)
 
+    def rehearse(self) -> None:
+        """Run every step of every phase on an empty copy."""
+        copy = rehearsal.copied(self.conn, self.catalog)
+        catalog = dataclasses.replace(self.catalog, table=rehearsal.COPY, oid=copy)
+        steps = ReplaceColumnSteps(self.sql(catalog))
+        every = [*steps.expand(), *steps.enforce(), *steps.tombstone(), *steps.drop()]
+        self.problems += rehearsal.rehearse(self.conn, copy, every)
+
+    def sql(self, found: Catalog) -> ReplaceColumnSql:
+        """The statements over a table."""
+        return ReplaceColumnSql(name=self.name, migration_id=0, change=self.change, catalog=found, facts=self.facts)
+
     # -- NULL ---------------------------------------------------------------------------------------------
 
     def evaluate(self, sql: str, given: dict[str, str]) -> str | None:
@@ -202,20 +242,38 @@ class _Survey:
         value = scalar(self.conn, f"SELECT {expression(sql)}::text FROM (SELECT {listed}) AS {self.alias}")
         return None if value is None else str(value)
 
+    def gives_null(self, sql: str, inputs: tuple[str, ...]) -> bool:
+        """Whether an expression gives NULL where each column that may be NULL is; raises what the server raises.
+
+        What stands in the others is taken from a row of the table; without one, nothing can be said against it.
+        """
+        filled = {c.name for c in self.catalog.columns if c.not_null and c != self.old} & {*inputs}
+        if not filled:
+            return self.evaluate(sql, {}) is None
+        columns = {c.name: c.type for c in self.catalog.columns} | {self.new.name: self.new.type}
+        listed = ", ".join(
+            f"{f'zdm_row.{quote(n)}' if n in filled else f'NULL::{t}'} AS {quote(n)}" for n, t in columns.items()
+        )
+        row = f"(SELECT {listed} FROM ONLY {self.catalog.table.sql} AS zdm_row LIMIT 1) AS {self.alias}"
+        return bool(scalar(self.conn, f"SELECT {expression(sql)} IS NULL FROM {row}"))
+
     def nulls(self) -> None:
         """NULL in the new column means `never written`: refuse mappings under which it could mean more."""
         up, old, new = self.change.up, quote(self.old.name), quote(self.new.name)
         try:
             with attempt(self.conn):
                 if not self.new.nullable:
-                    if not self.old.not_null and self.evaluate(up, {}) is None:
+                    never = self.old.not_null or self.conn.value(
+                        "obstacles.never_null", self.catalog.oid, self.old.number
+                    )
+                    if not never and self.gives_null(up, self.facts.up_inputs):
                         fact = (
                             f"gives NULL for NULL; {old} may be NULL and {new} must not: old code's writes would fail"
                         )
                         self.refuse(f"up: {up}", fact, f"write coalesce({up.strip()}, ...), or declare nullable: true")
                     return
                 down = self.change.down
-                if self.old.not_null and self.evaluate(down, {}) is None:
+                if self.old.not_null and self.gives_null(down, self.facts.down_inputs):
                     fact = f"gives NULL for NULL; {new} may be NULL and {old} must not: new code's writes would fail"
                     self.refuse(f"down: {down}", fact, f"write coalesce({down.strip()}, ...), or nullable: false")
                     return
@@ -237,8 +295,11 @@ class _Survey:
                 self.warnings.append("up or down fails on NULL")
 
 
-def survey(conn: Connection, table: TableName, change: Declared) -> tuple[Catalog, Facts, list[Problem]]:
+def survey(conn: Connection, table: TableName, change: Declared, *, name: str) -> tuple[Catalog, Facts, list[Problem]]:
     """Read the catalog for a declared change and everything that does not fit; changes nothing.
+
+    Args:
+        name: of the migration.
 
     Returns:
         The catalog, what `up` and `down` read and what is to be rebuilt, and the problems found.
@@ -254,5 +315,5 @@ def survey(conn: Connection, table: TableName, change: Declared) -> tuple[Catalo
         return found, Facts(), lacking
     for hidden in catalogs.hidden_rows(conn, found.table, found.oid):
         raise hidden
-    job = _Survey(conn, change, found)
+    job = _Survey(conn, change, found, name)
     return job.run(), job.facts, lacking + job.problems
