@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from zdm_pipelines.dialects.postgres import keys, marking
 from zdm_pipelines.dialects.postgres.expressions import BACKFILL_SETTING, TRIGGER_PREFIX, expression, same
 from zdm_pipelines.dialects.postgres.kinds.replace_column.declared import Declared, Facts
+from zdm_pipelines.dialects.postgres.naming import Naming
 from zdm_pipelines.model.capabilities import ALL, Marking, Pick, Until
 from zdm_pipelines.model.names import fitted, quote
 from zdm_pipelines.model.values import Catalog, Key, Statement
@@ -181,6 +182,15 @@ END $zdm_sync$"""
         return (
             f"CREATE TRIGGER {quote(self.trigger(event))} BEFORE {event.upper()} ON {self.table} "
             f"FOR EACH ROW WHEN ({condition}) EXECUTE FUNCTION {self.function}()"
+        )
+
+    @property
+    def naming(self) -> Naming:
+        """What notes who names the old column, though the column may not change."""
+        alone = f"coalesce(current_setting('{BACKFILL_SETTING}', true), '') = ''"
+        name = fitted(f"{TRIGGER_PREFIX}{self.name}_names")
+        return Naming(
+            table=self.table, name=name, migration_id=self.migration_id, columns=(self.change.old,), when=alone
         )
 
     # -- batches ------------------------------------------------------------------------------------------

@@ -76,7 +76,7 @@ class ReplaceColumnSteps:
                     lock=_TRIGGER,
                 )
             )
-        return steps
+        return [*steps, *sql.naming.steps()]
 
     # -- validate -----------------------------------------------------------------------------------------
 
@@ -176,6 +176,12 @@ class ReplaceColumnSteps:
         ]
         return [
             *drops,
+            Step(
+                name="drop the trigger that notes who names an old column",
+                sql=sql.naming.drop,
+                reason="nobody can name it any more",
+                lock=SHORT,
+            ),
             Step(
                 name="drop the sync function",
                 sql=f"DROP FUNCTION IF EXISTS {sql.function}()",
