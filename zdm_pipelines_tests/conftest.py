@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
+from zdm_pipelines.phases import reads
 from zdm_pipelines.sandbox import application
 from zdm_pipelines.sandbox.postgres import Cluster, Server
 
@@ -30,6 +31,12 @@ def _no_storage_of_an_earlier_instance() -> None:
     """Dagster keeps the current storage of definitions; instances left out of order leave one behind that is gone."""
     if (storages := sys.modules.get("dagster._core.storage.defs_state.base")) is not None:
         storages._current_storage.set(None)
+
+
+@pytest.fixture(autouse=True)
+def clients_see_flags_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No client reads flags, so that nobody is waited for; a module with clients has a fixture of this name instead."""
+    monkeypatch.setattr(reads, "FLAG_SECONDS", 0.0)
 
 
 @pytest.fixture

@@ -207,6 +207,16 @@ def dump(server: Server, url: str, *options: str) -> str:
     return "\n".join(line for line in text.splitlines() if not re.match(r"\\(un)?restrict ", line))
 
 
+def read_in_full_for(url: str, interval: str) -> None:
+    """Let all reads be on the new shape since a while ago, which the ledger lets nobody say."""
+    since = f"clock_timestamp() - interval '{interval}'"
+    sql(
+        url,
+        f"ALTER TABLE zdm.flag DISABLE TRIGGER USER; UPDATE zdm.flag SET full_since = {since}, changed_at = {since}; "
+        f"ALTER TABLE zdm.flag ENABLE ALWAYS TRIGGER flag_times; UPDATE zdm.migration SET switched_at = {since}",
+    )
+
+
 # -- locks and waiting ------------------------------------------------------------------------------------
 
 

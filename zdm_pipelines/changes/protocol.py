@@ -112,6 +112,8 @@ class Change:
     # Why what goes counts as used, for a server counts its own reads alone: asked with a session on each declared
     # replica, by what it is called.
     in_use: Callable[[Session, Mapping[str, Session]], list[str]] | None = None
+    remember: Callable[[Session], None] | None = None  # keeps what was used so far, for a later look to compare with
+    unseen: Callable[[Session], list[str]] | None = None  # what is not known of who uses what goes
 
 
 class Kind(Protocol):

@@ -213,6 +213,11 @@ def _against(context: Context, found: Status) -> list[str] | None:
     return contract.refusals(context)
 
 
+def _unseen(context: Context, found: Status) -> list[str]:
+    """What is not known of who uses the old shape, when contract is what comes next."""
+    return contract.unseen(context) if found.lifecycle.awaits_contract(found.state) else []
+
+
 def _document(found: Status) -> dict[str, Any]:
     """A status for scripts; the lifecycle is a rule of ours, and no fact of the migration."""
     return {key: value for key, value in asdict(found).items() if key != "lifecycle"}
@@ -223,10 +228,10 @@ def _status_of_one(defs: Path | None, name: str, *, json: bool) -> Iterator[tupl
     while True:
         found = _stands(context)
         against = _against(context, found)
-        following = show.next_step(name, found.lifecycle, found.state)
+        unseen, following = _unseen(context, found), show.next_step(name, found.lifecycle, found.state)
         yield (
-            "" if json else show.status(context.migration, found, against),
-            {**_document(found), "against_contract": against or [], "next": following},
+            "" if json else show.status(context.migration, found, against, unseen),
+            {**_document(found), "against_contract": against or [], "unseen": unseen, "next": following},
         )
 
 
@@ -278,7 +283,8 @@ def run(
 ) -> None:
     """Run phases. Running again goes on where it stopped; reads and contract only run when named."""
     _check_options(phase, to=to, partition=partition, repair=repair, full=full, percent=percent)
-    context = one(defs, name)
+    # Whoever brings reads back needs no declaration.
+    context = braking(defs, name) if percent == 0 else one(defs, name)
     phases = _phases(context, phase.phase if phase else None, Phase(str(to)) if to else None)
     if phase is PhaseName.CONTRACT:
         _before_contract(context, yes=yes)

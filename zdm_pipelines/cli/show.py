@@ -195,11 +195,14 @@ def holds(name: str, standing: Sequence[Hold]) -> RenderableType:
     return facts([("held" if not i else "", hold(name, one)) for i, one in enumerate(standing)])
 
 
-def status(migration: Migration, found: Status, against: Sequence[str] | None) -> RenderableType:
+def status(
+    migration: Migration, found: Status, against: Sequence[str] | None, unseen: Sequence[str] = ()
+) -> RenderableType:
     """Where a migration stands.
 
     Args:
         against: what stands against contract; none: no contract is to come.
+        unseen: what is not known of who uses the old shape.
     """
     rows: list[tuple[str, RenderableType]] = [
         ("migration", Text(migration.name, style="bold")),
@@ -237,6 +240,7 @@ def status(migration: Migration, found: Status, against: Sequence[str] | None) -
             rows += [("contract: no" if not i else "", Text(why)) for i, why in enumerate(against)]
         else:
             rows.append(("contract", Text("nothing stands against it but the comparison of rows", style="green")))
+    rows += [("not seen" if not i else "", Text(what, style="dim")) for i, what in enumerate(unseen)]
     rows += [("events" if not i else "", Text(line, style="dim")) for i, line in enumerate(found.events)]
     rows.append(("next", Text(next_step(migration.name, found.lifecycle, found.state))))
     return facts(rows)

@@ -35,8 +35,8 @@ def pause_(
 ) -> None:
     """Stop a backfill at its next batch, wherever it runs; it waits until the hold is lifted."""
     context = braking(defs, name)
-    pause.pause(context, reason=reason or f"paused by {_user()}", owner=owner, every=every)
-    _show_holds(name, watch_.against(context), json=json)
+    standing = pause.pause(context, reason=reason or f"paused by {_user()}", owner=owner, every=every)
+    _show_holds(name, standing, json=json)  # whatever else stands against writing: the hold stands
 
 
 @verb
@@ -108,10 +108,16 @@ def flag(
     json: Json = False,
 ) -> None:
     """Show the share of keys that read the new shape, or set it."""
-    context = one(defs, name) if percent else braking(defs, name)
+    context = braking(defs, name)
     if percent is not None:
+        now = status.read(context).flag
+        if now is None or percent > now.percent:
+            context = context if percent == 0 else one(defs, name)  # only who raises reads needs a declaration
         switch_reads.run(context, percent=percent)
     found = status.read(context)
+    if found.flag is None and percent == 0 and not json:
+        terminal.out().print(Text(f"{name} is {found.state}: nobody reads a new shape"), soft_wrap=True)
+        return
     if found.flag is None:
         raise StateConflict(
             name, f"is {found.state}: it has no flag", f"next: {show.next_step(name, found.lifecycle, found.state)}"

@@ -15,6 +15,7 @@ from psycopg.rows import tuple_row
 _READ = "SELECT name, percent FROM zdm.flag"
 
 _READ_TIMEOUT = "1s"  # a flag is one tiny table; what takes longer is in trouble, and the last known value serves
+MAX_TTL = 2.0  # seconds: before a shape of the data goes, clients are given this and some more to see the flag fall
 
 
 class Flags:
@@ -26,12 +27,12 @@ class Flags:
 
     Args:
         connect: opens a connection to the application's database; called again after the connection is lost.
-        ttl: seconds for which a value is used before it is read again.
+        ttl: seconds for which a value is used before it is read again; at most MAX_TTL, whatever is given.
     """
 
     def __init__(self, connect: Callable[[], psycopg.Connection[Any]], ttl: float = 1.0) -> None:
         self._connect = connect
-        self._ttl = ttl
+        self._ttl = min(ttl, MAX_TTL)
         self._connection: psycopg.Connection[Any] | None = None
         self._percents: dict[str, int] = {}
         self._read_at: float | None = None
@@ -65,9 +66,10 @@ class Flags:
         # is known.
         if self._reading.acquire(blocking=self._read_at is None):
             try:
-                if self._read_at is None or time.monotonic() - self._read_at >= self._ttl:
+                asked = time.monotonic()
+                if self._read_at is None or asked - self._read_at >= self._ttl:
                     self._percents = self._percents | self._read()
-                    self._read_at = time.monotonic()
+                    self._read_at = asked  # not when the answer came: it was on its way while the flag may have moved
             finally:
                 self._reading.release()
 

@@ -54,13 +54,17 @@ class Context:
         return replace(self, tell=tell)
 
     @contextmanager
-    def session(self, purpose: str, *, shared: bool = False) -> Iterator[Session]:
+    def session(self, purpose: str, *, shared: bool = False, brake: bool = False) -> Iterator[Session]:
         """A connection that holds the migration's lock: phases exclusively, range workers shared.
+
+        Args:
+            brake: end whoever holds the lock, instead of waiting for what they do.
 
         Raises:
             MigrationBusy: another process holds the lock.
         """
-        with sessions.session(self.server, self.migration, purpose=purpose, shared=shared) as session:
+        tell = self.tell if brake else None
+        with sessions.session(self.server, self.migration, purpose=purpose, shared=shared, tell=tell) as session:
             yield session
 
     @contextmanager

@@ -137,11 +137,13 @@ def _window_reasons(session: Session, entry: ledger.Entry, migration: Migration)
     reasons = []
     if flag is None or flag.percent < 100:
         reasons.append(f"reads are at {flag.percent if flag else 0} % of the new shape, not 100 %: run switch_reads")
-    if entry.switched_at is None:
+    # The flag's own time, which the database keeps, whoever moves the flag; an earlier ledger has the state's only.
+    since = flag.full_since or entry.switched_at if flag else None
+    if entry.switched_at is None or since is None:
         reasons.append("reads were never fully switched")
-    elif (left := migration.contract.confidence_window - _age(session, entry.switched_at)) > 0:
+    elif (left := migration.contract.confidence_window - _age(session, since)) > 0:
         reasons.append(
-            f"reads are fully switched since {entry.switched_at:%Y-%m-%d %H:%M:%S %Z}; "
+            f"reads are fully switched since {since:%Y-%m-%d %H:%M:%S %Z}; "
             f"the confidence window ends in {for_people(left, Unit.SECONDS)}"
         )
     return reasons
@@ -157,6 +159,5 @@ def _old_shape_reasons(session: Session, entry: ledger.Entry, migration: Migrati
         return [kept] if left > 0 else []
     if Need.SYNC not in migration.lifecycle.needs:
         return []
-    within = migration.contract.straggler_window
-    late = ledger.recent_writers(session, entry.id, ledger.OLD_SHAPE, within=within)
-    return [f"straggler: {who} wrote the old shape; deploy new code there" for who in late]
+    late = ledger.late_writers(session, entry.id, window=migration.contract.straggler_window)
+    return [f"straggler: {who}; deploy new code there" for who in late]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -11,6 +12,7 @@ from tenacity import RetryCallState, Retrying, retry_if_exception, wait_random_e
 
 from zdm_pipelines.dialects import DatabaseError, answered_since, fault, privilege_problem, safe
 from zdm_pipelines.dialects.server import Fault, Server, Session
+from zdm_pipelines.ledger import restored
 from zdm_pipelines.model.errors import DatabaseUnreachable, MigrationBusy, OutcomeUnknown, ZdmError
 from zdm_pipelines.model.migration import Migration
 
@@ -19,6 +21,7 @@ Tell = Callable[[str], None]
 
 # A worker that was killed leaves its session to the server for about a second (client_connection_check_interval).
 BUSY_SECONDS = 15.0
+_GRACE_SECONDS = 2.0  # what ends by itself in this time need not be ended by a brake
 # How long a phase outlasts a database that restarts or fails over.
 LOST_SECONDS = 120.0
 # A statement of ours that ends the server each time must not be sent for ever.
@@ -69,17 +72,31 @@ def run_lives(conn: Session, run: str) -> bool:
 
 
 @contextmanager
-def session(server: Server, migration: Migration, *, purpose: str, shared: bool = False) -> Iterator[Session]:
+def session(
+    server: Server, migration: Migration, *, purpose: str, shared: bool = False, tell: Tell | None = None
+) -> Iterator[Session]:
     """A connection that holds the migration's lock: phases exclusively, range workers shared.
+
+    Args:
+        tell: given by a brake, which waits for nobody's work: whoever holds the lock is ended, and this is told of it.
 
     Raises:
         MigrationBusy: another process holds it.
     """
+    lock = f"zdm:migration:{migration.name}"
     with server.connect(purpose=f"{migration.name} {purpose}") as conn:
-        if not take(conn, f"zdm:migration:{migration.name}", shared=shared):
-            others = conn.named("locks.owners", f"zdm:migration:{migration.name}")
+        had = take(conn, lock, shared=shared, wait=BUSY_SECONDS if tell is None else _GRACE_SECONDS)
+        if not had and tell is not None:
+            # Any phase, ended anywhere, is finished by running it again; but two brakes do not end each other.
+            with contextlib.suppress(DatabaseError):  # of another role: then the refusal says who it is
+                for pid, application in conn.named("locks.end_owners", lock, f"zdm {migration.name} {purpose}"[:63]):
+                    tell(f"ended what was at work: {application} (pid {pid})")
+            had = take(conn, lock, shared=shared, wait=BUSY_SECONDS)
+        if not had:
+            others = conn.named("locks.owners", lock)
             by = ", ".join(f"{app} (pid {pid})" for pid, app in others) or "another process"
             raise MigrationBusy(migration.name, f"is being worked on by {by}", "wait for it, or cancel it")
+        restored.settle(conn, migration.name)
         yield conn
 
 

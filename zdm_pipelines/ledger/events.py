@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from zdm_pipelines.dialects.server import Session
@@ -28,6 +28,11 @@ def append(
         to_state and str(to_state),
         json.dumps(detail or {}, default=str),
     )
+
+
+def append_refusal(conn: Session, migration_id: int, what: str, reasons: Sequence[str]) -> None:
+    """Append a refusal, unless it is the latest event already: who asks every minute leaves no endless list."""
+    conn.named("ledger.append_refusal", migration_id, what, json.dumps({"reasons": list(reasons)}, default=str))
 
 
 def note(conn: Session, name: str, what: str) -> None:

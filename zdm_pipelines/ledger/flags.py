@@ -10,7 +10,13 @@ from zdm_pipelines.model.values import Flag
 def flag(conn: Session, migration_id: int) -> Flag | None:
     """The flag of a migration."""
     rows = conn.named("ledger.flag", migration_id)
-    return Flag(name=rows[0][0], percent=rows[0][1], retired=rows[0][2]) if rows else None
+    return Flag(name=rows[0][0], percent=rows[0][1], retired=rows[0][2], full_since=rows[0][3]) if rows else None
+
+
+def keep_flag(conn: Session, migration_id: int) -> int | None:
+    """Let nobody else move a flag until the transaction ends; its percentage, None without a flag."""
+    rows = conn.named("ledger.keep_flag", migration_id)
+    return int(rows[0][0]) if rows else None
 
 
 def all_reads_are_new(conn: Session, migration_id: int) -> bool:
@@ -34,11 +40,6 @@ def set_flag(conn: Session, migration_id: int, percent: int, *, retired: bool = 
     conn.named("ledger.set_flag", migration_id, percent, retired)
 
 
-def flag_settled(conn: Session, migration_id: int, *, seconds: float) -> bool:
-    """Whether every client has had `seconds` to see the flag as it is."""
-    return not conn.value("ledger.flag_moved", migration_id, seconds)
-
-
-def drop_flag(conn: Session, migration_id: int) -> None:
-    """Remove the flag of a migration."""
-    conn.named("ledger.drop_flag", migration_id)
+def flag_settles(conn: Session, migration_id: int, *, seconds: float) -> float:
+    """Seconds until every client has had `seconds` to see the flag as it is; 0: they had."""
+    return max(0.0, float(conn.value("ledger.flag_settles", migration_id, seconds) or 0))

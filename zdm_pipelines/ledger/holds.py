@@ -7,6 +7,7 @@ operator's. Holds of signals expire by themselves, so that a watcher that died h
 from __future__ import annotations
 
 from zdm_pipelines.dialects.server import Session
+from zdm_pipelines.ledger import schema
 from zdm_pipelines.model.holds import EVERY
 from zdm_pipelines.model.values import Hold
 
@@ -15,8 +16,12 @@ SIGNAL_SECONDS = 45.0
 
 
 def exist(conn: Session) -> bool:
-    """Whether this ledger knows of holds; one made by an earlier version does not until it is upgraded."""
-    return bool(conn.value("ledger.has_holds"))
+    """Whether there is a ledger that knows of holds; one made by an earlier version does not until it is upgraded.
+
+    Raises:
+        StateConflict: the ledger was made by a newer version of this software.
+    """
+    return schema.exists(conn) and bool(conn.value("ledger.has_holds"))
 
 
 def standing(conn: Session, migration: str) -> list[Hold]:

@@ -14,7 +14,7 @@ from pydantic_core import to_jsonable_python
 
 from zdm_pipelines.dialects.server import Row, Session
 from zdm_pipelines.ledger import claims as relations
-from zdm_pipelines.ledger import declarations, schema
+from zdm_pipelines.ledger import declarations, restored, schema
 from zdm_pipelines.ledger.events import append
 from zdm_pipelines.model.change import ChangeSpec
 from zdm_pipelines.model.errors import MissingPrivilege, StateConflict
@@ -128,13 +128,17 @@ def find(conn: Session, name: str) -> Entry | None:
             "ledger", f"schema zdm belongs to role {owner}", f"connect as {owner}, or GRANT {owner} to our role"
         )
     rows = conn.named("ledger.find", name)
-    return _entry(rows[0], relations.held(conn, rows[0][0])) if rows else None
+    return _entry(conn, rows[0], relations.held(conn, rows[0][0])) if rows else None
 
 
-def _entry(row: Row, claims: Mapping[str, int]) -> Entry:
-    identity, name, state, version, change, catalog, switched_at, tombstoned_at, schema_now, name_now = row
+def _entry(conn: Session, row: Row, claims: Mapping[str, int]) -> Entry:
+    identity, name, state, version, change, catalog, switched_at, tombstoned_at, table_oid = row
+    where = restored.home(conn)
+    if not where.same or table_oid == 0:  # the next phase keeps what is found here
+        found = restored.again(conn, catalog, claims, kept=where.kept and table_oid != 0)
+        catalog, claims = found.catalog, found.claims
     table = _CATALOG.validate_python(catalog)
-    if name_now is not None:
+    for _, schema_now, name_now in conn.named("ledger.called", [table.oid]):
         table = replace(table, table=TableName(schema=schema_now, name=name_now))
     return Entry(
         id=identity, name=name, state=_state(name, state), version=version, change=change,

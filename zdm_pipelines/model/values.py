@@ -175,6 +175,7 @@ class Flag:
     name: str
     percent: int  # 0 to 100
     retired: bool  # the old shape is gone; stays at 100 for clients that still ask
+    full_since: datetime | None = None  # since when all reads are on the new shape, whoever moved the flag
 
 
 @dataclass(frozen=True, kw_only=True)

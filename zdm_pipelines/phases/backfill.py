@@ -17,8 +17,9 @@ attempt_of = row_work.attempt_of
 @outlasting
 def undo(context: Context) -> None:
     """Forget the progress. The values stay in the new shape, which the sync keeps up to date."""
-    ledger.ensure(context.server)  # the ledger may be of an earlier version
-    with context.session("rollback") as session:
+    with context.session("rollback", brake=True) as session:
+        if not known_ranges.has_proofs(session):  # the ledger is of an earlier version
+            ledger.ensure(context.server)
         entry = ledger.require(
             session, context.migration, context.lifecycle.allowed(Phase.BACKFILL), to_do="undo backfill"
         )

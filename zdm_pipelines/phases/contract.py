@@ -24,7 +24,7 @@ from zdm_pipelines.model.errors import GateRefused, MappingFailed
 from zdm_pipelines.model.lifecycle import Need
 from zdm_pipelines.model.states import Phase, State
 from zdm_pipelines.model.values import Moved, Relation, Report, Statement, Step
-from zdm_pipelines.phases import row_work
+from zdm_pipelines.phases import reads, row_work
 from zdm_pipelines.phases.beginning import altered, begin, bound, claims, unaltered
 from zdm_pipelines.phases.way_back import bring_back
 
@@ -91,7 +91,7 @@ def destroy(context: Context, *, more_reasons: Sequence[str] = (), **options: An
 
 def _note_refusal(session: Session, entry: ledger.Entry | None, refused: GateRefused) -> None:
     if entry is not None:
-        ledger.append(session, entry.id, "contract refused", detail={"reasons": refused.reasons})
+        ledger.append_refusal(session, entry.id, "contract refused", refused.reasons)
 
 
 def _altered(change: Change) -> Sequence[Relation]:
@@ -109,18 +109,26 @@ def present(context: Context, session: Session, entry: ledger.Entry) -> Change:
 
 
 def reasons(
-    context: Context, session: Session, entry: ledger.Entry | None, change: Change | None, *, begins: bool = False
+    context: Context,
+    session: Session,
+    entry: ledger.Entry | None,
+    change: Change | None,
+    *,
+    begins: bool = False,
+    locked: bool = False,
 ) -> list[str]:
     """Everything that stands against contract but the data itself, asked of the database.
 
     Args:
         begins: the table was surveyed a moment ago, for contract begins the migration.
+        locked: under the lock, where who uses what goes is asked again only if it does not come back.
     """
     if change and entry is not None and context.lifecycle.active(entry.state) and (found := altered(session, change)):
         return found  # what else is asked names these columns
     words = kind_of(context.migration).words(context.migration)
     retire = change.retire if change else None
     surveyed = entry is not None and (begins or context.lifecycle.active(entry.state))
+    asks = not (locked and Need.TOMBSTONE in context.lifecycle.needs)
     return gate.reasons(
         session,
         entry,
@@ -129,7 +137,7 @@ def reasons(
         old=words.old,
         dependents=[
             *(_standing(context, session, retire) if retire and surveyed else ()),
-            *(gate.uses(session, context.database, change.in_use) if change and surveyed else ()),
+            *(gate.uses(session, context.database, change.in_use) if change and surveyed and asks else ()),
         ],
         sync=change.sync if change else None,
         constraints=[*change.enforce, *(change.today(session) if change.today and surveyed else ())] if change else (),
@@ -199,6 +207,10 @@ class _Contract:
             raise GateRefused(self.context.name, found)
         change = present(self.context, session, entry) if entry else None
         found = reasons(self.context, session, entry, change, begins=begins) + list(self.more_reasons)
+        if entry is not None and change is not None:
+            ledger.tidy_writes(session, entry.id)
+            if change.remember is not None:
+                change.remember(session)
         if entry is not None and self.context.lifecycle.row_phase is Phase.CONTRACT:
             left = [r for r in known_ranges.progress(session, entry.id) if not r.done]
             found += [f"rows of {len(left)} ranges are not taken away yet"] if left else []
@@ -248,13 +260,15 @@ class _Contract:
         """
         for relation in _altered(change):
             locks.lock_exclusively(session, relation)
-        if found := reasons(self.context, session, entry, change):
+        ledger.keep_flag(session, entry.id)  # whoever brings reads back comes before or after, never in between
+        if found := reasons(self.context, session, entry, change, locked=True):
             raise GateRefused(self.context.name, found)
 
     # -- first stage --------------------------------------------------------------------------------------
 
     def _tombstone(self, session: Session, entry: ledger.Entry, change: Change) -> tuple[ledger.Entry, str]:
         assert change.retire is not None
+        reads.settle(context=self.context, session=session, migration_id=entry.id)
         steps = change.retire.tombstone()
         if change.sync is None or change.parity is None:
             moved = self._change_schema(
@@ -402,7 +416,7 @@ class _Contract:
 def undo(context: Context) -> None:
     """Bring the old shape back from its tombstone, or the rows that are kept; of rows that are not, take no more."""
     lifecycle = context.lifecycle
-    with context.session("rollback") as session:
+    with context.session("rollback", brake=True) as session:
         before = lifecycle.undo_target(Phase.CONTRACT)
         under_way = frozenset(s for s in lifecycle.states if lifecycle.undoes(Phase.CONTRACT, s))
         entry = ledger.require(session, context.migration, under_way | {before}, to_do="undo contract")
@@ -437,6 +451,16 @@ def _untombstoned(context: Context, session: Session, entry: ledger.Entry) -> Ch
         return bound(context, visible)
     marking = proofs.in_place(session, entry, known_ranges.progress(session, entry.id), plain.sync)
     return bound(context, visible, notes=Notes(marking=marking))
+
+
+def unseen(context: Context) -> list[str]:
+    """What is not known of who uses what contract takes away; changes nothing."""
+    with context.looking("status") as session:
+        entry = ledger.find(session, context.name)
+        if entry is None or not entry.begun or entry.conflict(context.migration) is not None:
+            return []
+        change = bound(context, entry)
+        return change.unseen(session) if change.unseen is not None else []
 
 
 def refusals(context: Context) -> list[str]:

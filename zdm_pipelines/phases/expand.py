@@ -16,12 +16,11 @@ from zdm_pipelines.model.errors import StateConflict
 from zdm_pipelines.model.lifecycle import Need
 from zdm_pipelines.model.states import Phase, State
 from zdm_pipelines.model.values import RangeProgress, Report, Step
+from zdm_pipelines.phases import reads
 from zdm_pipelines.phases.beginning import begin, bound, claims, unaltered
 
 # The sync trigger notes each session once a minute: two minutes miss nobody who writes more often.
 _NEW_CODE_SECONDS = 120.0
-# Longer than clients keep a flag (one second) and take to read it (another) together.
-FLAG_SECONDS = 4.0
 
 
 def plan(context: Context, change: Change) -> list[Step]:
@@ -116,7 +115,7 @@ def undo(context: Context, *, force: bool = False) -> None:
     Args:
         force: remove it though new code wrote to it in the last two minutes.
     """
-    with context.session("rollback") as session:
+    with context.session("rollback", brake=True) as session:
         entry = ledger.find(session, context.name)
         if entry is None or entry.state in (State.PLANNED, State.ROLLED_BACK):
             return
@@ -133,16 +132,17 @@ def undo(context: Context, *, force: bool = False) -> None:
                 "deploy code that does not know it and wait two minutes, or force it, which breaks that code",
             )
         change = unaltered(session, context, bound(context, entry), left_behind=True)
-        # Applications keep a flag's last value: all must have read that it is 0 before the new shape goes.
-        while not ledger.flag_settled(session, entry.id, seconds=FLAG_SECONDS):
-            time.sleep(0.1)
+        settled = reads.settle(context, session, entry.id)  # the flag stays, at 0, for clients that ask late
 
         def apply() -> None:
+            if settled and ledger.keep_flag(session, entry.id):
+                raise StateConflict(
+                    context.name, "had its flag raised meanwhile", "roll back again: reads go back first"
+                )
             for step in reversed(change.expand):
                 if step.undo:
                     context.tell(step.undo)
                     locks.run_steps(session, [step.undoing()])
-            ledger.drop_flag(session, entry.id)
             ledger.forget_checks(session, entry.id)
             ledger.forget_ranges(session, entry.id)
             ledger.move(session, entry, State.ROLLED_BACK, what="rolled back")

@@ -391,7 +391,7 @@ def _below(context: Context) -> State:
 def undo(context: Context) -> None:
     """Remove what was enforced; the state goes down first, so that the state never claims too much."""
     lifecycle, first = context.lifecycle, context.lifecycle.undo_target(Phase.VALIDATE) == State.ROLLED_BACK
-    with context.session("rollback") as session:
+    with context.session("rollback", brake=True) as session:
         before = {s for s in lifecycle.states if lifecycle.undoes(Phase.VALIDATE, s)}
         entry = ledger.require(
             session, context.migration, lifecycle.allowed(Phase.VALIDATE) | before, to_do="undo validate"

@@ -237,10 +237,8 @@ def _migration(session: Session, context: Context) -> Generator[Finding, None, C
         return entry.catalog
     yield from _sync(session, context, entry)
     if Need.RETIRE in context.lifecycle.needs and context.lifecycle.awaits_contract(entry.state):
-        old = ledger.recent_writers(
-            session, entry.id, ledger.OLD_SHAPE, within=context.migration.contract.straggler_window
-        )
-        yield from (_warning(thing, f"{who}: wrote the old shape", "deploy new code there") for who in old)
+        old = ledger.late_writers(session, entry.id, window=context.migration.contract.straggler_window)
+        yield from (_warning(thing, who, "deploy new code there") for who in old)
     return entry.catalog
 
 

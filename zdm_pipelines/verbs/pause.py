@@ -32,7 +32,8 @@ def pause(context: Context, *, reason: str, owner: str = OPERATOR, every: bool =
     _own(owner)
     with context.looking("pause", deadline=_PATIENCE) as session:
         _require_ledger(session, context)
-        ledger.ensure(context.server)
+        if not holds.exist(session):  # else the ledger need not be upgraded for this, which waits for the application
+            ledger.ensure(context.server)
         if holds.place(session, _whom(context, every=every), owner, reason):
             ledger.note(session, context.name, f"paused by {owner}: {reason}")
         return holds.standing(session, context.name)
@@ -66,7 +67,8 @@ def tune(context: Context, changes: tuning.Changes) -> Settings:
     """
     with context.looking("tune", deadline=_PATIENCE) as session:
         _require_ledger(session, context)
-        ledger.ensure(context.server)
+        if not holds.exist(session):
+            ledger.ensure(context.server)
         settings = tuning.tune(session, context.migration, changes)
         ledger.note(session, context.name, f"tuned: {_shown(changes)}")
         return settings

@@ -8,6 +8,7 @@ from zdm_pipelines import ledger
 from zdm_pipelines.changes import kind_of
 from zdm_pipelines.engine.context import Context
 from zdm_pipelines.model.errors import StateConflict
+from zdm_pipelines.model.lifecycle import Lifecycle
 from zdm_pipelines.model.states import Phase, State
 from zdm_pipelines.phases import backfill, contract, expand, switch_reads, validate
 from zdm_pipelines.verbs import status
@@ -38,11 +39,23 @@ def run(context: Context, *, to: State, force: bool = False) -> State:
     }
     now = context.outlast(lambda: _state(context), reached=True)
     _require_way_back(context, now, to)
+    if _reads_first(lifecycle, now, to):
+        context.outlast(undos[Phase.SWITCH_READS], reached=True)
     for phase in reversed(lifecycle.phases):
         now = context.outlast(lambda: _state(context), reached=True)
         if phase in lifecycle.undo_path(now, to):
             context.outlast(undos[phase], reached=True)
     return context.outlast(lambda: _state(context), reached=True)
+
+
+def _reads_first(lifecycle: Lifecycle, now: State, to: State) -> bool:
+    """Whether reads go back before anything else: at once, whoever is at work and whatever the state says of them.
+
+    Behind a tombstone they cannot: the old shape comes back first.
+    """
+    if not lifecycle.has(Phase.SWITCH_READS) or now in (State.ROLLED_BACK, State.TOMBSTONED, State.CONTRACTED):
+        return False
+    return to == State.ROLLED_BACK or lifecycle.is_past(lifecycle.undo_target(Phase.SWITCH_READS), to)
 
 
 def _require_way_back(context: Context, now: State, to: State) -> None:

@@ -29,7 +29,7 @@ def read(context: Context) -> Status:
                 switched_at=None, tombstoned_at=None, stragglers=(), holds=(), events=(),
             )  # fmt: skip
         conflict = entry.conflict(migration)
-        known, within = known_ranges.progress(session, entry.id), migration.contract.straggler_window
+        known, window = known_ranges.progress(session, entry.id), migration.contract.straggler_window
         return Status(
             migration=migration.name,
             state=entry.state,
@@ -38,11 +38,11 @@ def read(context: Context) -> Status:
             ranges=len(known),
             ranges_done=sum(r.done for r in known),
             rows_moved=sum(r.rows for r in known),
-            flag=ledger.flag(session, entry.id),
+            flag=ledger.flag(session, entry.id) if entry.begun else None,
             switched_at=entry.switched_at,
             tombstoned_at=entry.tombstoned_at,
             called="" if entry.catalog.table == migration.table_name else str(entry.catalog.table),
-            stragglers=tuple(ledger.recent_writers(session, entry.id, ledger.OLD_SHAPE, within=within)),
+            stragglers=tuple(ledger.late_writers(session, entry.id, window=window)),
             holds=tuple(holds.standing(session, migration.name)) if holds.exist(session) else (),
             events=tuple(ledger.latest_events(session, entry.id)),
         )

@@ -82,6 +82,8 @@ def look(context: Context, *, only: Collection[str] | None = None) -> Look:
             return Look(state=State.PLANNED)
         if not holds.exist(session):
             ledger.ensure(context.server)
+        if entry.lifecycle.active(entry.state):
+            _tidy(context, session, entry)
         if entry.state not in entry.lifecycle.watched:
             found = _against(session, migration, tuning.effective(session, migration))
             may_move = entry.state in entry.lifecycle.moving_allowed
@@ -101,6 +103,16 @@ def look(context: Context, *, only: Collection[str] | None = None) -> Look:
             if is_signal(owner):  # of a signal that is no longer declared
                 holds.lift(session, migration.name, owner)
         return Look(state=entry.state, verdicts=verdicts, against=tuple(_against(session, migration, settings)))
+
+
+def _tidy(context: Context, session: Session, entry: ledger.Entry) -> None:
+    """What the application's writes leave in the ledger must not grow without end while nobody runs a phase."""
+    ledger.tidy_writes(session, entry.id)
+    # Keys that a contract that died left behind: while nobody works on the migration, nobody asks for them.
+    lock = f"zdm:migration:{context.name}"
+    if ledger.are_touched(session, entry.id) and sessions.take(session, lock, wait=0):
+        ledger.forget_touched(session, entry.id)
+        sessions.leave(session, lock)
 
 
 def _note(session: Session, migration: Migration, verdicts: Collection[Verdict], standing: Collection[str]) -> None:

@@ -25,6 +25,7 @@ from zdm_pipelines_tests.helpers import (
     function_source,
     one,
     people,
+    read_in_full_for,
     replaced,
     sql,
     state,
@@ -145,13 +146,13 @@ def test_within_the_confidence_window(server: Server, url: str) -> None:
     m = switched(url, declared(contract={"confidence_window": "7d"}))
     with refused(server, url, m, "the confidence window ends in"):
         pass
-    sql(url, "UPDATE zdm.migration SET switched_at = now() - interval '7 days 1 minute'")
+    read_in_full_for(url, "7 days 1 minute")
     assert contract.run(work(m, url)).state == State.TOMBSTONED
 
 
 def test_the_confidence_window_begins_anew_when_reads_went_back(server: Server, url: str) -> None:
     m = switched(url, declared(contract={"confidence_window": "1h"}))
-    sql(url, "UPDATE zdm.migration SET switched_at = now() - interval '2 hours'")
+    read_in_full_for(url, "2 hours")
     switch_reads.run(work(m, url), percent=99)
     switch_reads.run(work(m, url), percent=100)
     with refused(server, url, m, "the confidence window ends in"):

@@ -372,7 +372,7 @@ def test_backfill_upgrades_the_ledger_and_goes_on(old_ledger: str) -> None:
         throttle={"replication_lag": {"pause_above": "60s"}, "wal_rate": {"pause_above": "1TB"}},
     )
     assert sum(moved.rows for moved in backfilled(m, old_ledger)) == 200
-    assert version(old_ledger) == "0004"
+    assert version(old_ledger) == "0005"
     assert state(m, old_ledger) == State.BACKFILLED
     assert one(old_ledger, "SELECT sum(rows) FROM zdm.range") == 300
     walk(m, old_ledger, State.CONTRACTED)
@@ -400,7 +400,7 @@ def test_several_who_find_an_old_ledger_upgrade_it_once(old_ledger: str) -> None
 )
 def test_whoever_steers_upgrades_the_ledger(old_ledger: str, call: Callable[[str], Any]) -> None:
     call(old_ledger)
-    assert version(old_ledger) == "0004"
+    assert version(old_ledger) == "0005"
     pause.pause(work(M, old_ledger), reason="dinner")
     assert [h.reason for h in status.read(work(M, old_ledger)).holds] == ["dinner"]
     assert [h.reason for h in watch.against(work(M, old_ledger))] == ["dinner"]
@@ -420,7 +420,7 @@ def test_the_other_phases_go_on_with_an_old_ledger(url: str, target: State) -> N
 def test_a_rollback_with_an_old_ledger(old_ledger: str) -> None:
     rollback.run(work(M, old_ledger), to=State.ROLLED_BACK)
     expanded(M, old_ledger)
-    assert version(old_ledger) == "0004"
+    assert version(old_ledger) == "0005"
 
 
 def test_an_upgrade_never_waits_for_long(old_ledger: str) -> None:
@@ -430,4 +430,4 @@ def test_an_upgrade_never_waits_for_long(old_ledger: str) -> None:
             ledger.ensure(server_at(old_ledger))
         assert version(old_ledger) == "0001"
     ledger.ensure(server_at(old_ledger))
-    assert version(old_ledger) == "0004"
+    assert version(old_ledger) == "0005"

@@ -58,6 +58,10 @@ down: "jsonb_build_object('theme', theme, 'notifications', notifications_enabled
         created = bound.claims.get(str(target), 0)  # the oid of the new table, once expand has made the table
         steps = sql.ExtractSteps(statements, created)
         nulls = steps.nulls()
+        users = None if bound.tombstoned else sql.Users(
+            migration_id=bound.migration_id, table=bound.catalog.table, oid=bound.catalog.oid,
+            columns=tuple(change.olds), window=bound.migration.contract.straggler_window,
+        )  # fmt: skip
         return Change(
             relations=(
                 Relation(name=bound.catalog.table, oid=bound.catalog.oid),
@@ -72,4 +76,7 @@ down: "jsonb_build_object('theme', theme, 'notifications', notifications_enabled
             enforce=steps.enforce(),
             checks=(DataCheck(check="constraints_valid", count=nulls, failed=words.NULLS),) if nulls else (),
             retire=steps,
+            in_use=users and users.reasons,
+            remember=users and users.remember,
+            unseen=users and users.unseen,
         )

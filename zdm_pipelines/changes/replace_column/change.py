@@ -56,6 +56,10 @@ down: display_name  # SQL over the new row -> old value: keeps rollback open"""
         )
         steps = sql.ReplaceColumnSteps(statements)
         nulls = steps.nulls()
+        users = None if bound.tombstoned else sql.Users(
+            migration_id=bound.migration_id, table=bound.catalog.table, oid=bound.catalog.oid, columns=(change.old,),
+            window=bound.migration.contract.straggler_window,
+        )  # fmt: skip
         return Change(
             relations=(Relation(name=bound.catalog.table, oid=bound.catalog.oid),),
             named=(Named(table=bound.catalog.oid, columns=statements.columns),),
@@ -71,4 +75,7 @@ down: display_name  # SQL over the new row -> old value: keeps rollback open"""
             today=steps.today,
             checks=(DataCheck(check="constraints_valid", count=nulls, failed=words.NULLS),) if nulls else (),
             retire=steps,
+            in_use=users and users.reasons,
+            remember=users and users.remember,
+            unseen=users and users.unseen,
         )

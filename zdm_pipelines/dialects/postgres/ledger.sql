@@ -1,8 +1,6 @@
--- exists: Whether this database has a ledger.
-SELECT to_regclass('zdm.migration') IS NOT NULL;
-
--- has_version: Whether the ledger says at which version it is.
-SELECT to_regclass('zdm.schema_version') IS NOT NULL;
+-- exists: Whether this database has a ledger, and whether we may read at which version it is.
+SELECT to_regclass('zdm.migration') IS NOT NULL,
+  coalesce(has_table_privilege(to_regclass('zdm.schema_version'), 'SELECT'), false);
 
 -- version: The version that the ledger is at.
 SELECT version_num FROM zdm.schema_version;
@@ -11,16 +9,54 @@ SELECT version_num FROM zdm.schema_version;
 SELECT pg_get_userbyid(relowner) FROM pg_class
 WHERE oid = 'zdm.migration'::regclass AND NOT pg_has_role(relowner, 'USAGE');
 
--- find: One migration's row, by its name, and what its table is called by now.
--- Schema and name are NULL while the stored name leads to a table: after a logical restore the oid means nothing.
-SELECT m.id, m.name, m.state, m.version, m.change, m.catalog, m.switched_at, m.tombstoned_at, n.nspname, c.relname
-FROM zdm.migration m
-LEFT JOIN (pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace)
-  ON c.oid = m.table_oid AND c.relkind IN ('r', 'p') AND NOT EXISTS (
-    SELECT FROM pg_class named JOIN pg_namespace home ON home.oid = named.relnamespace
-    WHERE named.relkind IN ('r', 'p') AND named.relname = m.catalog -> 'table' ->> 'name'
-      AND home.nspname = m.catalog -> 'table' ->> 'schema')
-WHERE m.name = $1;
+-- find: One migration's row, by its name.
+SELECT id, name, state, version, change, catalog, switched_at, tombstoned_at, table_oid::bigint
+FROM zdm.migration WHERE name = $1;
+
+-- called: What relations are called by now, given by their oids; those that are gone are left out.
+SELECT c.oid::bigint, n.nspname, c.relname FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+WHERE c.oid = ANY ($1::oid[]);
+
+-- has_home: Whether this ledger says where it stands; one made by an earlier version does not.
+SELECT to_regclass('zdm.home') IS NOT NULL;
+
+-- home: Whether the ledger stands where its oids were read; whether its own table kept its oid, as pg_upgrade and copies
+-- of a whole database let it (taken so where an earlier version began it); whether some table was not found again.
+SELECT h.ledger = 'zdm.migration'::regclass AND h.system = (SELECT system_identifier::text FROM pg_control_system())
+    AND h.database = (SELECT oid FROM pg_database WHERE datname = current_database()),
+  h.ledger IN (0, 'zdm.migration'::regclass), EXISTS (SELECT FROM zdm.migration WHERE table_oid = 0)
+FROM zdm.home h;
+
+-- lock_home: Let nobody else say where the ledger stands until our transaction ends.
+SELECT 1 FROM zdm.home FOR UPDATE;
+
+-- at_home: The ledger stands here.
+UPDATE zdm.home SET ledger = 'zdm.migration'::regclass,
+  system = (SELECT system_identifier::text FROM pg_control_system()),
+  database = (SELECT oid FROM pg_database WHERE datname = current_database());
+
+-- every_migration: Every migration, with what it keeps by oid; nobody moves one until our transaction ends.
+SELECT id, name, state, change, catalog, table_oid::bigint FROM zdm.migration ORDER BY id FOR UPDATE;
+
+-- take_claims: Take every claim away, before relations are claimed as they are here.
+DELETE FROM zdm.claim RETURNING migration_id, place, name, relation::bigint;
+
+-- claim_again: Claim a relation as it is here; one that was not found keeps its number, unless that is another's by now.
+INSERT INTO zdm.claim (relation, migration_id, place, name) VALUES ($1, $2, $3, $4) ON CONFLICT DO NOTHING;
+
+-- lose_table: The table of a migration is not known here.
+UPDATE zdm.migration SET table_oid = 0 WHERE id = $1;
+
+-- found_again: What a migration keeps by oid, as it is here. Marks of the server proved what they proved elsewhere, and
+-- nobody has read or missed anything here: proofs are void, and windows begin anew.
+WITH zdm_proofs AS (UPDATE zdm.range SET proof = NULL WHERE migration_id = $1 AND proof IS NOT NULL),
+zdm_reads AS (UPDATE zdm.flag SET full_since = clock_timestamp(), changed_at = clock_timestamp() WHERE migration_id = $1)
+UPDATE zdm.migration SET table_oid = $2, catalog = $3,
+  tombstoned_at = CASE WHEN state = 'tombstoned' THEN clock_timestamp() ELSE tombstoned_at END
+WHERE id = $1;
+
+-- forget_measured: Forget heartbeats and counted statements: they speak of another server.
+WITH zdm_counted AS (DELETE FROM zdm.statement) DELETE FROM zdm.heartbeat;
 
 -- id: The number of a migration, by its name.
 SELECT id FROM zdm.migration WHERE name = $1;
@@ -73,6 +109,14 @@ SELECT 1 FROM zdm.migration WHERE id = $1 AND version = $2 FOR UPDATE;
 INSERT INTO zdm.event (migration_id, actor, what, from_state, to_state, detail)
 VALUES ($1, session_user || ' via ' || current_setting('application_name'), $2, $3, $4, $5);
 
+-- append_refusal: Add a refusal to the migration's events, unless the latest line says the same, figures aside, since a day.
+INSERT INTO zdm.event (migration_id, actor, what, detail)
+SELECT $1, session_user || ' via ' || current_setting('application_name'), $2, $3
+WHERE NOT EXISTS (
+  SELECT FROM (SELECT * FROM zdm.event WHERE migration_id = $1 ORDER BY id DESC LIMIT 1) AS zdm_latest
+  WHERE what = $2 AND at > clock_timestamp() - interval '1 day'
+    AND regexp_replace(detail::text, '[0-9.,]+', '#', 'g') = regexp_replace($3::jsonb::text, '[0-9.,]+', '#', 'g'));
+
 -- latest_events: The latest events of a migration, newest first.
 SELECT at, actor, what, from_state, to_state FROM zdm.event WHERE migration_id = $1 ORDER BY id DESC LIMIT $2;
 
@@ -92,33 +136,36 @@ SELECT name, passed, summary FROM zdm.check_result WHERE migration_id = $1;
 -- forget_checks: Drop every verdict of a migration.
 DELETE FROM zdm.check_result WHERE migration_id = $1;
 
--- flag: The flag of a migration.
-SELECT name, percent, retired FROM zdm.flag WHERE migration_id = $1;
+-- flag: The flag of a migration, and since when it is at 100 %; a ledger of an earlier version does not know that.
+SELECT name, percent, retired, (to_jsonb(f) ->> 'full_since')::timestamptz FROM zdm.flag AS f WHERE migration_id = $1;
 
--- create_flag: A flag at 0 %; no row when another migration uses the name.
-INSERT INTO zdm.flag (name, migration_id) VALUES ($1, $2)
-ON CONFLICT (name) DO UPDATE SET percent = 0, retired = false, changed_at = '-infinity'
-WHERE zdm.flag.migration_id = $2 RETURNING name;
+-- keep_flag: Keep the flag of a migration as it is until our transaction ends.
+SELECT percent FROM zdm.flag WHERE migration_id = $1 FOR UPDATE;
+
+-- create_flag: A flag at 0 %; no row when another migration uses the name, as one that was rolled back does not.
+WITH zdm_earlier AS (DELETE FROM zdm.flag WHERE migration_id = $2 AND name <> $1)
+INSERT INTO zdm.flag AS f (name, migration_id) VALUES ($1, $2)
+ON CONFLICT (name) DO UPDATE SET migration_id = excluded.migration_id, percent = 0, retired = false
+WHERE f.migration_id = excluded.migration_id
+  OR EXISTS (SELECT FROM zdm.migration m WHERE m.id = f.migration_id AND m.state = 'rolled_back')
+RETURNING name;
 
 -- set_flag: Move a flag to a percentage, which changes nothing when it is there.
 UPDATE zdm.flag SET percent = $2, retired = $3, changed_at = clock_timestamp()
 WHERE migration_id = $1 AND (percent, retired) <> ($2::int, $3);
 
--- flag_moved: Whether a flag moved in the last $2 seconds.
-SELECT changed_at > clock_timestamp() - make_interval(secs => $2) FROM zdm.flag WHERE migration_id = $1;
+-- flag_settles: How many seconds are left until a flag was as it is for $2 seconds.
+SELECT extract(epoch FROM changed_at + make_interval(secs => $2) - clock_timestamp())::float8
+FROM zdm.flag WHERE migration_id = $1 AND changed_at > clock_timestamp() - make_interval(secs => $2);
 
--- drop_flag: Remove the flag of a migration.
-DELETE FROM zdm.flag WHERE migration_id = $1;
-
--- old_writers: Who wrote the old shape, alone or beside the new one, in the last $2 seconds; the latest first.
--- The condition on the shape is that of an index.
-SELECT application_name, login, max(at), clock_timestamp() - max(at) FROM zdm.writer
-WHERE migration_id = $1 AND wrote IN ('old', 'both') AND at > clock_timestamp() - make_interval(secs => $2)
+-- old_writers: Who wrote the old shape, alone or beside the new one, or named it, in the last $2 seconds; latest first.
+SELECT application_name, login, max(at), clock_timestamp() - max(at), bool_or(wrote <> 'names') FROM zdm.writer
+WHERE migration_id = $1 AND wrote IN ('old', 'both', 'names') AND at > clock_timestamp() - make_interval(secs => $2)
 GROUP BY 1, 2 ORDER BY 3 DESC;
 
 -- new_writers: Who wrote the new shape, alone or beside the old one, in the last $2 seconds; the latest first.
 -- The condition on the shape is that of an index.
-SELECT application_name, login, max(at), clock_timestamp() - max(at) FROM zdm.writer
+SELECT application_name, login, max(at), clock_timestamp() - max(at), true FROM zdm.writer
 WHERE migration_id = $1 AND wrote IN ('new', 'both') AND at > clock_timestamp() - make_interval(secs => $2)
 GROUP BY 1, 2 ORDER BY 3 DESC;
 
@@ -126,8 +173,32 @@ GROUP BY 1, 2 ORDER BY 3 DESC;
 SELECT failed, application_name, max(at) FROM zdm.writer
 WHERE migration_id = $1 AND failed IS NOT NULL GROUP BY 1, 2 ORDER BY 3 DESC LIMIT 5;
 
+-- tidy_writers: Keep the latest line of each writer, and of writers of a kind the latest $2: older lines decide nothing.
+DELETE FROM zdm.writer w USING (
+  SELECT zdm_place, zdm_latest, row_number() OVER (PARTITION BY wrote, failed, zdm_latest ORDER BY at DESC) AS zdm_nth
+  FROM (SELECT ctid AS zdm_place, wrote, failed, at, row_number() OVER (
+          PARTITION BY wrote, failed, application_name, login ORDER BY at DESC, ctid) = 1 AS zdm_latest
+        FROM zdm.writer WHERE migration_id = $1) AS zdm_lines) AS zdm_ranked
+WHERE w.migration_id = $1 AND w.ctid = zdm_place AND (NOT zdm_latest OR zdm_nth > $2);
+
 -- forget_writers: Forget who wrote which shape.
 DELETE FROM zdm.writer WHERE migration_id = $1;
+
+-- forget_statements: Forget how often statements were called.
+DELETE FROM zdm.statement WHERE migration_id = $1;
+
+-- remembered_statements: How often statements were called at the last look, and for how long no look found more calls.
+SELECT login::bigint, query, calls, extract(epoch FROM clock_timestamp() - grown_at) FROM zdm.statement
+WHERE migration_id = $1;
+
+-- remember_statement: Keep how often a statement was called so far.
+INSERT INTO zdm.statement AS s (migration_id, login, query, calls, grown_at)
+VALUES ($1, $2::bigint::oid, $3, $4, clock_timestamp())
+ON CONFLICT (migration_id, login, query) DO UPDATE SET calls = excluded.calls,
+  grown_at = CASE WHEN s.calls = excluded.calls THEN s.grown_at ELSE excluded.grown_at END;
+
+-- are_touched: Whether keys are recorded that were written while contract proved parity.
+SELECT EXISTS (SELECT FROM zdm.touched WHERE migration_id = $1);
 
 -- forget_touched: Forget the keys that were written while contract proved parity.
 DELETE FROM zdm.touched WHERE migration_id = $1;

@@ -42,4 +42,13 @@ SELECT pg_advisory_unlock(hashtextextended($1, 0));
 -- owners: Which sessions of others have a name.
 SELECT a.pid, a.application_name FROM pg_locks l JOIN pg_stat_activity a ON a.pid = l.pid
 WHERE l.locktype = 'advisory' AND l.granted AND l.objsubid = 1 AND l.pid <> pg_backend_pid()
+  AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database())
   AND ((l.classid::bigint << 32) | l.objid::bigint) = hashtextextended($1, 0);
+
+-- end_owners: End the sessions of others that have a name ($1), but for those that are called $2.
+SELECT pid, application_name FROM (
+  SELECT a.pid, a.application_name FROM pg_locks l JOIN pg_stat_activity a ON a.pid = l.pid
+  WHERE l.locktype = 'advisory' AND l.granted AND l.objsubid = 1 AND l.pid <> pg_backend_pid()
+    AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database())
+    AND ((l.classid::bigint << 32) | l.objid::bigint) = hashtextextended($1, 0) AND a.application_name <> $2
+) AS zdm_owners WHERE pg_terminate_backend(pid);

@@ -39,7 +39,9 @@ def _upgrade(url: str, upgrade: Callable[[Connection], None], head: str) -> None
             return
         if current is not None and current > head:
             raise StateConflict(
-                "ledger", f"is at version {current}, this software knows {head}", "upgrade zdm_pipelines here"
+                "ledger",
+                f"is at version {current}, this software knows {head}: it changes nothing",
+                "upgrade zdm_pipelines here",
             )
         try:
             if not connection.execute(text("SELECT to_regnamespace('zdm')")).scalar():

@@ -4,5 +4,6 @@ from zdm_pipelines.dialects.postgres.kinds.extract_table.declared import Facts
 from zdm_pipelines.dialects.postgres.kinds.extract_table.sql import ExtractSql
 from zdm_pipelines.dialects.postgres.kinds.extract_table.steps import ExtractSteps
 from zdm_pipelines.dialects.postgres.kinds.extract_table.survey import survey
+from zdm_pipelines.dialects.postgres.users import Users
 
-__all__ = ["ExtractSql", "ExtractSteps", "Facts", "survey"]
+__all__ = ["ExtractSql", "ExtractSteps", "Facts", "Users", "survey"]

@@ -7,11 +7,12 @@ from dataclasses import dataclass, replace
 from zdm_pipelines.dialects.postgres import builds
 from zdm_pipelines.dialects.postgres.builds import SHORT
 from zdm_pipelines.dialects.postgres.connection import Connection
-from zdm_pipelines.dialects.postgres.expressions import expression
+from zdm_pipelines.dialects.postgres.expressions import TRIGGER_PREFIX, expression
 from zdm_pipelines.dialects.postgres.indexes import Index
 from zdm_pipelines.dialects.postgres.inventory import Inventory
 from zdm_pipelines.dialects.postgres.kinds.extract_table.sql import ExtractSql
 from zdm_pipelines.dialects.postgres.kinds.extract_table.sync import ExtractSync
+from zdm_pipelines.dialects.postgres.naming import Naming
 from zdm_pipelines.model.capabilities import Notes
 from zdm_pipelines.model.names import TableName, fitted, quote
 from zdm_pipelines.model.values import Step
@@ -152,7 +153,14 @@ class ExtractSteps:
                     lock=_TRIGGER if table == self.sql.source else _UNKNOWN,
                 )
             )
-        return steps
+        return [*steps, *self._naming.steps()]
+
+    @property
+    def _naming(self) -> Naming:
+        sql = self.sql
+        name, columns = fitted(f"{TRIGGER_PREFIX}{sql.name}_names"), tuple(sql.change.olds)
+        when = self._sync.make.unguarded
+        return Naming(table=sql.source, name=name, migration_id=sql.migration_id, columns=columns, when=when)
 
     # -- validate -----------------------------------------------------------------------------------------
 

@@ -12,6 +12,7 @@ from zdm_pipelines.dialects.postgres import environment, keys, literals, marking
 from zdm_pipelines.dialects.postgres.expressions import BATCH, RAISE_ON, TRIGGER_PREFIX, expression, same
 from zdm_pipelines.dialects.postgres.kinds.replace_column import decision
 from zdm_pipelines.dialects.postgres.kinds.replace_column.declared import Declared, Facts
+from zdm_pipelines.dialects.postgres.naming import Naming
 from zdm_pipelines.model.capabilities import ALL, Marking, Pick, Until
 from zdm_pipelines.model.names import fitted, quote
 from zdm_pipelines.model.values import Catalog, Key, Statement
@@ -196,6 +197,14 @@ END """
         return (
             f"CREATE TRIGGER {quote(self.trigger(event))} BEFORE {event.upper()} ON {self.table} "
             f"FOR EACH ROW WHEN ({condition}) EXECUTE FUNCTION {self.function}()"
+        )
+
+    @property
+    def naming(self) -> Naming:
+        """What notes who names the old column, though the column may not change."""
+        name, alone = fitted(f"{TRIGGER_PREFIX}{self.name}_names"), f"{BATCH} = ''"
+        return Naming(
+            table=self.table, name=name, migration_id=self.migration_id, columns=(self.change.old,), when=alone
         )
 
     # -- batches ------------------------------------------------------------------------------------------

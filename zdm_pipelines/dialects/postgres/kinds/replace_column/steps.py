@@ -83,7 +83,7 @@ class ReplaceColumnSteps:
                     lock=_TRIGGER,
                 )
             )
-        return steps
+        return [*steps, *sql.naming.steps()]
 
     # -- validate -----------------------------------------------------------------------------------------
 
@@ -221,6 +221,12 @@ class ReplaceColumnSteps:
         return [
             *drops,
             going.keep_sequences(),
+            Step(
+                name="drop the trigger that notes who names an old column",
+                sql=sql.naming.drop,
+                reason="nobody can name it any more",
+                lock=SHORT,
+            ),
             Step(
                 name="drop the sync function",
                 sql=f"DROP FUNCTION IF EXISTS {sql.function}()",
