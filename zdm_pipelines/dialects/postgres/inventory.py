@@ -147,11 +147,11 @@ def carried(
     steps = []
     pairs = json.dumps(dict(names))
     for block, values in (
-        ("settings", (oid, old, oid, new, table.sql)),
-        ("twins", (oid, pairs, table.sql)),
-        ("statistics", (oid, old, new, table.sql)),
+        ("inventory.settings", (oid, old, oid, new, table.sql)),
+        ("inventory.twins", (oid, pairs, table.sql)),
+        ("inventory.statistics", (oid, old, new, table.sql)),
     ):
-        for statement, *lock in session.named(f"inventory.{block}", *values):
+        for statement, *lock in session.named(block, *values):
             steps.append(
                 _setting(statement, lock=_LOCKS[lock[0]] if lock else HARMLESS, lacking=_inlined(block, values))
             )
@@ -184,4 +184,4 @@ def _setting(statement: str, *, lock: str, lacking: str) -> Step:
 def _inlined(block: str, values: tuple[object, ...]) -> str:
     """A named block as a query without values to bind."""
     literals = [str(value) if isinstance(value, int) else text(str(value)) for value in values]
-    return re.sub(r"\$(\d)", lambda m: literals[int(m[1]) - 1], named_statements()[f"inventory.{block}"])
+    return re.sub(r"\$(\d)", lambda m: literals[int(m[1]) - 1], named_statements()[block])

@@ -49,15 +49,16 @@ WHERE l.lanname NOT IN ('c', 'internal') AND n.nspname NOT IN ('pg_catalog', 'in
   AND NOT EXISTS (SELECT FROM pg_depend d WHERE d.classid = 'pg_proc'::regclass AND d.objid = p.oid AND d.deptype = 'e')
 ORDER BY 1;
 
--- handed: Triggers of a table ($1) that hand the name of a column ($2) to their function.
+-- handed: Triggers of a table ($1), ours aside, that hand the name of a column ($2) to their function.
 SELECT format('trigger %I', tgname) FROM pg_trigger
-WHERE tgrelid = $1::oid AND NOT tgisinternal AND tgenabled <> 'D' AND tgnargs > 0
+WHERE tgrelid = $1::oid AND NOT tgisinternal AND tgenabled <> 'D' AND tgnargs > 0 AND tgname NOT LIKE 'zzz\_zdm\_%'
   AND $2 = ANY (string_to_array(convert_from(decode(replace(encode(tgargs, 'hex'), '00', '01'), 'hex'), 'UTF8'), chr(1)))
 ORDER BY 1;
 
--- update_of: Triggers of a table ($1) that fire only for statements that set a column ($2).
+-- update_of: Triggers of a table ($1), ours aside, that fire only for statements that set a column ($2).
 SELECT tgname FROM pg_trigger
-WHERE tgrelid = $1::oid AND NOT tgisinternal AND tgenabled <> 'D' AND $2::int2 = ANY (tgattr::int2[]) ORDER BY 1;
+WHERE tgrelid = $1::oid AND NOT tgisinternal AND tgenabled <> 'D' AND tgname NOT LIKE 'zzz\_zdm\_%'
+  AND $2::int2 = ANY (tgattr::int2[]) ORDER BY 1;
 
 -- owned: Sequences that belong to a column ($2) of a table ($1).
 SELECT d.objid::regclass::text FROM pg_depend d JOIN pg_class s ON s.oid = d.objid AND s.relkind = 'S'
