@@ -12,7 +12,7 @@ from zdm_pipelines.dialects import DatabaseError, fault, safe
 from zdm_pipelines.dialects.server import Fault, Session
 from zdm_pipelines.engine.context import Context
 from zdm_pipelines.model.capabilities import Notes
-from zdm_pipelines.model.errors import PreflightError, Problem, StateConflict
+from zdm_pipelines.model.errors import Judged, PreflightError, Problem, StateConflict
 from zdm_pipelines.model.states import Phase, State
 from zdm_pipelines.model.values import Relation
 
@@ -45,7 +45,8 @@ def look(session: Session, context: Context) -> Survey:
             raise
         fact, way_out = f"{refused[0]} ({safe(error)})", refused[1]
         raise PreflightError(migration.name, [Problem(f"table {migration.table}", fact, way_out)]) from None
-    if problems := [*taken, *found.problems]:
+    said = migration.contract.unaffected
+    if problems := [p for p in (*taken, *found.problems) if not (isinstance(p, Judged) and p.thing in said)]:
         raise PreflightError(migration.name, problems)
     return found
 
