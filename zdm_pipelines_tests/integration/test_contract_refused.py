@@ -250,7 +250,8 @@ INSERT INTO people SELECT n, 'v' || n FROM generate_series(1, 300) n;
 )  # fmt: skip
 def test_without_index_or_constraint(server: Server, database: str, plant: str, reasons: list[str]) -> None:
     sql(database, CONSTRAINED)
-    m = declared(new={"name": "display_name", "type": "text", "nullable": False})
+    new = {"name": "display_name", "type": "text", "nullable": False}
+    m = declared(new=new, up="full_name", down="display_name")
     walk(m, database, State.SWITCHED)
     sql(database, plant)
     with refused(server, database, m, *[f"not in place: {r}" if r != "NOT NULL" else r for r in reasons]):

@@ -143,12 +143,13 @@ def test_brakes_without_a_declaration(zdm: Say, database_of: str, defs: Path, br
     declared = defs.read_text()
     wrong = declared.replace("old: full_name", "odl: full_name")
     defs.write_text(wrong if broken else declared.partition("---")[0])
-    for verb in (("run", NAME), ("flag", NAME, "50")):
+    assert "50 %" in zdm("flag", NAME, "50").stdout
+    for verb in (("run", NAME), ("flag", NAME, "60")):
         assert NAME in zdm(*verb, status=2).stderr
     paused = zdm("pause", NAME)
     assert "paused by" in paused.stdout
     assert "taken as it was begun in database app" in paused.stderr
-    assert "switched" in zdm("status", NAME).stdout
+    assert "switching" in zdm("status", NAME).stdout
     assert "is validated" in zdm("flag", NAME, "0").stdout
     zdm("rollback", NAME, "--to", "rolled_back", "--yes")
     assert one(database_of, "SELECT state FROM zdm.migration") == "rolled_back"

@@ -224,7 +224,7 @@ def test_a_database_that_is_given_another_time_zone_meanwhile(database: str) -> 
     sql(database, "ALTER TABLE people ADD seen timestamptz DEFAULT '2025-06-01 12:00Z'")
     m = replaced(
         old="seen",
-        new={"name": "seen_at", "type": "timestamp"},
+        new={"name": "seen_at", "type": "timestamp", "default": "NULL"},
         up="seen::timestamp",
         down="seen_at AT TIME ZONE 'UTC'",
         backfill={"range_rows": 10},
