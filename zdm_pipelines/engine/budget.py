@@ -4,17 +4,19 @@ Four things are had one after the other, and the one that is scarcest last and s
 
 1. A **slot** of the migration, for the time of a range: `backfill.max_parallel` of them, over all runs and machines.
    Whoever waits for one holds nothing that others want, looks again five times a second, and is told so once.
-2. A **share** of the run, for the time of a batch: as many as slots. Only a run that was tuned down while more workers
+2. A **share** of the run, for the time of a turn: as many as slots. Only a run that was tuned down while more workers
    than that have ranges waits here, with a slot in hand.
 3. The **governor's** word (`throttle`): no hold, no bad signal, inside the hours. A worker waits with slot and share,
    and before a range without either, since a connection would only wait.
-4. A **place** of the database, for the time of a batch: its declared `max_parallel`, over all migrations. Who waits is
-   queued in the order of asking, so migrations take turns batch by batch. After half a second in the queue, and again
-   when the place was had, the governor is asked anew, because the queue may have been long.
+4. A **place** of the database, for the time of a turn: its declared `max_parallel`, over all migrations. Who waits is
+   queued in the order of asking, so migrations take turns. After half a second in the queue, and again when the place
+   was had, the governor is asked anew, because the queue may have been long.
 
-Nobody who has a place waits for one of the others, so there is no circle. What a batch itself waits for, a lock of the
-application's, has a time-out. The rests of `nice` are taken after place and share were given back. Slots and places are
-locks of the worker's session on names: whoever dies gives them back with it.
+A **turn** is a batch, and those that follow it at once within a tenth of a second: asking for a place costs as much as
+a small batch's own journey to the server. The governor is asked before each batch; who must wait, or rest as `nice`
+has it, gives place and share back first. So nobody who has a place waits for one of the others, and there is no circle.
+What a batch itself waits for, a lock of the application's, has a time-out. Slots and places are locks of the worker's
+session on names: whoever dies gives them back with it.
 """
 
 from __future__ import annotations
@@ -22,8 +24,10 @@ from __future__ import annotations
 import contextlib
 import random
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 from zdm_pipelines.dialects import DatabaseError
 from zdm_pipelines.dialects.server import Session
@@ -34,10 +38,23 @@ _TIMEOUT_TARGETS = 20  # times its target that a batch may take: then its size i
 _SHORTEST_TIMEOUT = 5.0  # seconds; a checkpoint or a cold cache makes one slow batch
 _LOOK_UP = 0.5  # seconds: how long to queue for a place before looking whether work still goes on
 _ASK = 0.2  # seconds between two looks for a slot or a share
+_TURN = 0.1  # seconds after which a place is given back, though another batch follows
 
 
 class Stopped(Exception):
     """The run was cancelled; the batch before it is committed."""
+
+
+@dataclass(frozen=True)
+class _Turn:
+    """A share, and a place that was had since some moment."""
+
+    place: str
+    since: float
+
+    @property
+    def over(self) -> bool:
+        return time.monotonic() - self.since > _TURN
 
 
 class Budget:
@@ -64,6 +81,9 @@ class Budget:
         self._stop = stop
         self._tell = tell
         self._writing = 0
+        self._turns: dict[
+            Session, _Turn
+        ] = {}  # between two batches; each session's own thread reads and writes its own
         self._shares = threading.Condition()
 
     @property
@@ -101,7 +121,8 @@ class Budget:
         try:
             yield
         finally:
-            _give_back(conn, had)
+            self.release(conn)
+            give_back(conn, had)
 
     def _free_slot(self, conn: Session) -> str | None:
         names = (f"zdm:slot:{self._migration_id}:{n}" for n in range(self.parallel))
@@ -109,17 +130,25 @@ class Budget:
 
     @contextmanager
     def turn(self, conn: Session) -> Iterator[None]:
-        """Wait until a batch may be written, and write it inside."""
-        with self._share():
-            while True:
-                self.ready()
-                with place_in(conn, self._places) as had:
-                    if had and self.governor.clear():
-                        yield
-                        return
+        """Wait until a batch may be written, and write it inside. The turn may go on with the next: see `release`."""
+        turn = self._turns.pop(conn, None)
+        if turn is not None and (turn.over or self._stop.is_set() or not self.governor.clear()):
+            self._end(conn, turn)
+            turn = None
+        turn = turn or self._begin(conn)
+        try:
+            yield
+        except BaseException:
+            self._end(conn, turn)
+            raise
+        self._turns[conn] = turn
 
-    @contextmanager
-    def _share(self) -> Iterator[None]:
+    def release(self, conn: Session) -> None:
+        """End the turn that a session has: no batch follows at once."""
+        if (turn := self._turns.pop(conn, None)) is not None:
+            self._end(conn, turn)
+
+    def _begin(self, conn: Session) -> _Turn:
         with self._shares:
             while self._writing >= self.parallel:
                 if self._stop.is_set():
@@ -127,15 +156,33 @@ class Budget:
                 self._shares.wait(_ASK)
             self._writing += 1
         try:
-            yield
-        finally:
-            with self._shares:
-                self._writing -= 1
-                self._shares.notify()
+            while True:
+                self.ready()
+                if (had := take_place(conn, self._places)) is None:
+                    continue
+                if self.governor.clear():
+                    return _Turn(had, time.monotonic())
+                give_back(conn, had)
+        except BaseException:
+            self._leave_share()
+            raise
 
-    def rest(self, seconds: float) -> None:
+    def _end(self, conn: Session, turn: _Turn) -> None:
+        try:
+            give_back(conn, turn.place)
+        finally:
+            self._leave_share()
+
+    def _leave_share(self) -> None:
+        with self._shares:
+            self._writing -= 1
+            self._shares.notify()
+
+    def rest(self, conn: Session, seconds: float) -> None:
         """Rest after a batch, as `nice` asks."""
-        self.governor.rest(seconds, self._stop)
+        if self.governor.rests:
+            self.release(conn)
+            self.governor.rest(seconds, self._stop)
 
     def statement_timeout(self) -> float:
         """A batch that takes this many seconds is ended and split."""
@@ -147,22 +194,17 @@ def place(number: int) -> str:
     return f"zdm:batch:{number}"
 
 
-@contextmanager
-def place_in(conn: Session, places: int) -> Iterator[bool]:
-    """Queue for one of the database's places, for a moment; false when none was had."""
-    numbers = list(range(places))
-    random.shuffle(numbers)
-    had = next((n for n in numbers if conn.locks.take(place(n))), None)
-    if had is None and conn.locks.queue(place(numbers[0]), wait=_LOOK_UP):
-        had = numbers[0]
-    try:
-        yield had is not None
-    finally:
-        if had is not None:
-            _give_back(conn, place(had))
+def take_place(conn: Session, places: int) -> str | None:
+    """Queue for one of the database's places, for a moment; None when none was had."""
+    names = [place(number) for number in range(places)]
+    random.shuffle(names)
+    if (free := next((name for name in names if conn.locks.take(name)), None)) is not None:
+        return free
+    return names[0] if conn.locks.queue(names[0], wait=_LOOK_UP) else None
 
 
-def _give_back(conn: Session, name: str) -> None:
+def give_back(conn: Session, name: str) -> None:
+    """Leave a place or a slot."""
     # A session that is lost gave it back already, others do so a moment after they were closed.
     with contextlib.suppress(DatabaseError):
         conn.locks.leave(name)

@@ -151,6 +151,11 @@ class Governor:
             if self._clock.wait(stop, min(left, _LOOK)):
                 return
 
+    @property
+    def rests(self) -> bool:
+        """Whether batches are followed by rests."""
+        return self._rest_times() > 0
+
     def _rest_times(self) -> float:
         """The rest, in times of what the batch took."""
         return self.settings.throttle.nice + 1 / self.pace.share - 1

@@ -6,6 +6,7 @@ import contextlib
 import itertools
 import threading
 import time
+from collections.abc import Iterator
 
 import pytest
 
@@ -88,6 +89,17 @@ def finished(url: str) -> None:
     eventually(lambda: not holders(url))
 
 
+@contextlib.contextmanager
+def place_in(conn: Connection, places: int) -> Iterator[bool]:
+    """Queue for a place, for a moment; false when none was had."""
+    had = budget.take_place(conn, places)
+    try:
+        yield had is not None
+    finally:
+        if had is not None:
+            budget.give_back(conn, had)
+
+
 class Watching(threading.Thread):
     """Counts the places that are held, again and again."""
 
@@ -138,10 +150,10 @@ def test_two_migrations_share_the_places_and_take_turns(url: str, places: int) -
 
 def test_the_place_of_a_worker_that_died_is_free(url: str) -> None:
     with connected(url, purpose="worker") as dead, connected(url, purpose="other") as alive:
-        with budget.place_in(dead, 1) as had:
+        with place_in(dead, 1) as had:
             assert had
             assert len(holders(url)) == 1
-            with budget.place_in(alive, 1) as had_too:
+            with place_in(alive, 1) as had_too:
                 assert not had_too
             job = Background(lambda: queued(alive))
             eventually(lambda: queueing(url))
@@ -153,7 +165,7 @@ def test_the_place_of_a_worker_that_died_is_free(url: str) -> None:
 def queued(conn: Connection) -> bool:
     """Queue for the one place there is, until it is had."""
     for _ in range(20):
-        with budget.place_in(conn, 1) as had:
+        with place_in(conn, 1) as had:
             if had:
                 return True
     return False
@@ -216,13 +228,13 @@ def test_a_queue_is_left_after_a_moment_and_nothing_stays_locked(url: str) -> No
         for n in range(2):
             assert sessions.take(holder, budget.place(n), wait=0)
         begun = time.monotonic()
-        with budget.place_in(waiter, 2) as had:
+        with place_in(waiter, 2) as had:
             assert not had
         assert 0.3 < time.monotonic() - begun < 10
         assert set(holders(url)) == {holder.info.backend_pid}
         assert waiter.info.transaction_status.name == "IDLE"
         sessions.leave(holder, budget.place(1))
-        with contextlib.suppress(ZeroDivisionError), budget.place_in(waiter, 2) as had:
+        with contextlib.suppress(ZeroDivisionError), place_in(waiter, 2) as had:
             assert had
             assert len(holders(url)) == 2
             raise ZeroDivisionError
@@ -233,8 +245,8 @@ def test_databases_have_places_of_their_own(database: str, app_database: str) ->
     with (
         connected(database, purpose="here") as here,
         connected(app_database, purpose="there") as there,
-        budget.place_in(here, 1) as had,
-        budget.place_in(there, 1) as had_too,
+        place_in(here, 1) as had,
+        place_in(there, 1) as had_too,
     ):
         assert had
         assert had_too

@@ -47,7 +47,10 @@ class Unthrottled:
     def turn(self, conn: Any) -> AbstractContextManager[object]:
         return contextlib.nullcontext()
 
-    def rest(self, seconds: float) -> None:
+    def release(self, conn: Any) -> None:
+        pass
+
+    def rest(self, conn: Any, seconds: float) -> None:
         pass
 
     def statement_timeout(self) -> float:

@@ -17,10 +17,14 @@ class Control(Protocol):
     pace: Pace
 
     def turn(self, conn: Session) -> AbstractContextManager[object]:
-        """Wait until a batch may be written; it is written inside."""
+        """Wait until a batch may be written; it is written inside. The turn goes on with the next, or is released."""
         ...
 
-    def rest(self, seconds: float) -> None:
+    def release(self, conn: Session) -> None:
+        """No batch follows at once."""
+        ...
+
+    def rest(self, conn: Session, seconds: float) -> None:
         """Rest after a batch that took so long."""
         ...
 

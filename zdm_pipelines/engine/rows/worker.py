@@ -134,6 +134,7 @@ class RangeWorker:
                     self._batches(wanted, bounds, window, number, first=first)
             self.reach = windows[-1].next_reach(self.control.pace.next_rows)
             if windows[-1].last:
+                self.control.release(self.conn)
                 return
 
     def _batches(self, wanted: KeyRange, bounds: Bounds, window: Window, number: int, *, first: bool) -> None:
@@ -162,7 +163,7 @@ class RangeWorker:
         took = time.monotonic() - begun
         self._count(wanted, done, took, tries.size)
         self.strides.moved(self.conn, number, done.rows, done.hot)
-        self.control.rest(took)
+        self.control.rest(self.conn, took)
         window.moved += done.rows
         return window.limited and not window.fixed and done.rows == tries.size
 
@@ -295,7 +296,9 @@ class RangeWorker:
 
         def visit(key: Key) -> int | None:
             with seeking():
-                return self._visit(wanted, key)
+                moved = self._visit(wanted, key)
+                self.control.release(self.conn)  # a pause may follow
+                return moved
 
         revisit = Revisit(
             conn=self.conn,
@@ -320,6 +323,7 @@ class RangeWorker:
             upper = keys[behind] if behind < len(keys) else bounds.end()
             self._batch(wanted, bounds, Window(lower=keys[at], passes=1, upper=upper, fixed=True), 0, first=False)
             at = behind
+        self.control.release(self.conn)
 
     def _visit(self, wanted: KeyRange, key: Key) -> int | None:
         """Queue for the row at a key; None when its lock was not had, so that it has another turn later."""
