@@ -38,6 +38,7 @@ from zdm_pipelines_tests.helpers import (
     replaced,
     sql,
     state,
+    surveyed,
     walk,
     work,
 )
@@ -738,12 +739,14 @@ class Sql:
 
     guard = None
 
-    def __init__(self, *statements: str) -> None:
+    def __init__(self, *statements: str, over: Catalog | None = None) -> None:
         self.statements = statements
+        self._over = over
 
     @property
     def over(self) -> Catalog:
-        raise NotImplementedError
+        assert self._over is not None  # asked for the row only for which a comparison raises
+        return self._over
 
     @property
     def guarded(self) -> Sql:
@@ -841,7 +844,8 @@ def test_an_interrupt_ends_what_is_under_way(database: str, error: type[BaseExce
 
 
 def test_an_error_ends_what_is_under_way(database: str) -> None:
-    work = Sql(counts(seconds=60), "SELECT 1 / 0", counts(seconds=60))
+    people(database, 0)  # the row is gone by the time it is looked for
+    work = Sql(counts(seconds=60), "SELECT 1 / 0", counts(seconds=60), over=surveyed(replaced(), database))
     with leaving_nothing(database), pytest.raises(MappingFailed, match="m range range 1"):
         Background(lambda: parity.compare(server_at(database), "m", work, of(work), parallel=3)).result(timeout=10)
 

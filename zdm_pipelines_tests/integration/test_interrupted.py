@@ -12,7 +12,7 @@ from zdm_pipelines.client.flags import Flags
 from zdm_pipelines.engine import sessions
 from zdm_pipelines.model.errors import OutcomeUnknown, StateConflict
 from zdm_pipelines.model.states import State
-from zdm_pipelines.phases import backfill, contract, switch_reads, validate
+from zdm_pipelines.phases import backfill, contract, reads, switch_reads, validate
 from zdm_pipelines.verbs import rollback
 from zdm_pipelines_tests.helpers import one, people, replaced, sql, state, tracks, walk, work
 
@@ -96,9 +96,12 @@ def test_reads_come_back_while_a_phase_is_at_work(url: str) -> None:
     assert one(url, "SELECT percent FROM zdm.flag") == 0
 
 
-def test_a_column_goes_only_when_every_client_has_seen_that_nobody_reads_it(url: str) -> None:
+def test_a_column_goes_only_when_every_client_has_seen_that_nobody_reads_it(
+    url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reads, "FLAG_SECONDS", 0.6)
     walk(M, url, State.SWITCHED)
-    flags = Flags(lambda: psycopg.connect(url))
+    flags = Flags(lambda: psycopg.connect(url), ttl=0.1)
     assert flags.is_on(M.flag, 1)
     seen: list[bool] = []
 

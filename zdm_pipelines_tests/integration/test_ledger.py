@@ -217,7 +217,6 @@ def test_a_phase_while_a_range_is_moved(url: str, monkeypatch: pytest.MonkeyPatc
     calls: list[Callable[[], Any]] = [
         lambda: validate.run(work(M, url)),
         lambda: contract.run(work(M, url)),
-        lambda: rollback.run(work(M, url), to=State.EXPANDED),
         lambda: switch_reads.run(work(M, url)),
     ]
     for call in calls:
@@ -234,7 +233,7 @@ def test_a_ledger_from_a_newer_version(url: str) -> None:
     sql(url, "UPDATE zdm.schema_version SET version_num = '9999'")
     with pytest.raises(StateConflict, match="upgrade zdm_pipelines"):
         expanded(M, url)
-    assert state(M, url) == State.ROLLED_BACK
+    assert one(url, "SELECT state FROM zdm.migration") == State.ROLLED_BACK
 
 
 def test_another_declaration(url: str) -> None:
@@ -281,7 +280,6 @@ def test_a_declaration_that_a_newer_version_stored(url: str, key: str) -> None:
         lambda: backfilled(M, url),
         lambda: expanded(M, url),
         lambda: validate.run(work(M, url)),
-        lambda: switch_reads.run(work(M, url), percent=50),
     ]
     for call in calls:
         with pytest.raises(StateConflict, match=f"{key} is not understood here; upgrade zdm_pipelines here"):
@@ -291,6 +289,8 @@ def test_a_declaration_that_a_newer_version_stored(url: str, key: str) -> None:
     assert [h.reason for h in pause.pause(work(M, url), reason="lunch")] == ["lunch"]
     switch_reads.run(work(M, url), percent=0)
     assert (one(url, "SELECT percent FROM zdm.flag"), state(M, url)) == (0, State.VALIDATED)
+    with pytest.raises(StateConflict, match=f"{key} is not understood here; upgrade zdm_pipelines here"):
+        switch_reads.run(work(M, url), percent=50)
     with pytest.raises(StateConflict, match="upgrade zdm_pipelines here"):
         rollback.run(work(M, url), to=State.ROLLED_BACK)
 
@@ -337,7 +337,8 @@ def test_phases_say_what_to_run_first(url: str, where: State) -> None:
 
 
 def as_before(url: str) -> None:
-    """What version 0001 left: no holds, no tuning, no heartbeat, no proofs."""
+    """What version 0001 left: no holds, no tuning, no heartbeat, no proofs, no note of who names a column."""
+    sql(url, "DROP TRIGGER IF EXISTS zzz_zdm_people_display_name_names ON people")
     engine = create_engine(url.replace("postgresql:", "postgresql+psycopg:"), poolclass=NullPool)
     with engine.begin() as connection:
         command.downgrade(schema._alembic(connection), "0001")

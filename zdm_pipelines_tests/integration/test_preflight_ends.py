@@ -7,6 +7,7 @@ from typing import Any
 import psycopg
 import pytest
 
+from zdm_pipelines import ledger
 from zdm_pipelines.dialects import server_at
 from zdm_pipelines.dialects.postgres import catalog as catalogs
 from zdm_pipelines.dialects.postgres import rehearsal
@@ -286,8 +287,7 @@ def test_each_step_takes_the_lock_that_it_says_and_neither_rewrites_nor_scans(
     sql(database, STAND if extra else "SELECT 1")
     for statement in extra:
         sql(database, statement)
-    sql(database, "CREATE SCHEMA zdm; CREATE TABLE zdm.writer (migration_id bigint, wrote text, failed text, "
-        "application_name text, login text)")  # fmt: skip
+    ledger.ensure(server_at(database))
     bound = walking.change(database, walking.migration("people", change))
     tombstone = bound.retire.tombstone() if bound.retire is not None else []
     with psycopg.connect(database, autocommit=True) as c:

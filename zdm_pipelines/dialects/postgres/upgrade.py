@@ -10,8 +10,11 @@ from sqlalchemy import Connection, create_engine, text
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.pool import NullPool
 
-from zdm_pipelines.dialects.postgres.connection import parameters
+from zdm_pipelines.dialects.postgres.connection import fault, parameters, safe
+from zdm_pipelines.dialects.server import Fault
 from zdm_pipelines.model.errors import LockNotAcquired, MissingPrivilege, StateConflict
+
+_REFUSED = (Fault.OTHER, Fault.OF_DATA, Fault.TAKEN, Fault.TOO_LARGE)
 
 
 def upgrade_ledger(url: str, upgrade: Callable[[Connection], None], *, head: str) -> None:
@@ -54,6 +57,12 @@ def _upgrade(url: str, upgrade: Callable[[Connection], None], head: str) -> None
             if isinstance(original, psycopg.errors.InsufficientPrivilege):
                 raise MissingPrivilege(
                     "ledger", "the role may not create schema zdm", "GRANT CREATE ON DATABASE to it once"
+                ) from None
+            if isinstance(original, psycopg.Error) and fault(original) in _REFUSED:
+                raise StateConflict(
+                    "ledger",
+                    f"cannot be made, the server refuses it ({safe(original)})",
+                    "see which trigger on events, extension or setting does so, and let it take changes by our role",
                 ) from None
             raise
 

@@ -31,9 +31,9 @@ def _first(conn: Session, sql: Comparison, which: KeyRange) -> Key | None:
         upper = conn.rows.key_after(sql.over, lower, which.upper, rows=_STEP, wait=None)
         end = upper if upper is not None else which.upper
         if _raises(conn, sql, lower, end):
-            keys = conn.rows.keys(sql.over, lower, end)
+            keys = conn.rows.keys(sql.over, lower, end)  # none, if the row was deleted meanwhile
             after = [*keys[1:], end]
-            return next((k for k, then in zip(keys, after, strict=True) if _raises(conn, sql, k, then)), None)
+            return next((k for k, then in zip(keys, after, strict=False) if _raises(conn, sql, k, then)), None)
         if upper is None:
             return None
         lower = upper

@@ -309,7 +309,7 @@ WHERE ctid = ANY (ARRAY(
     @property
     def guard(self) -> Statement:
         """A function of the session: whether `down` gives the old value; NULL where `down` raises."""
-        arguments = ", ".join(self._types[c] for c in self._judged)
+        arguments = ", ".join(f"{self.table}.{quote(self._present(c))}%TYPE" for c in self._judged)
         listed = ", ".join(f"${n} AS {quote(c)}" for n, c in enumerate(self._judged, 1))
         return Statement(f"""\
 CREATE OR REPLACE FUNCTION pg_temp.zdm_gives_back_{self.migration_id}({arguments}) RETURNS boolean
@@ -320,10 +320,6 @@ EXCEPTION WHEN others THEN
   {RAISE_ON}
   RETURN NULL;
 END $zdm_guard$""")
-
-    @property
-    def _types(self) -> dict[str, str]:
-        return {c.name: c.type for c in self.catalog.columns} | {self.new: self.new_type}
 
     @property
     def _judged(self) -> tuple[str, ...]:
