@@ -137,6 +137,8 @@ def test_what_a_foreign_key_writes_is_nobodys(database: str, action: str) -> Non
     )
     with psycopg.connect(database, autocommit=True, application_name="keeper") as c:
         c.execute(change.encode())
+        after = {"ON UPDATE CASCADE": "c", "ON DELETE SET NULL": None, "ON DELETE SET DEFAULT": "dflt"}[action]
+        assert sql(database, "SELECT full_name, display_name FROM people WHERE id = 1") == [(after, after)]
         assert sql(database, "SELECT wrote FROM zdm.writer") == []
         # The same session, in the same minute, by itself.
         c.execute("UPDATE people SET full_name = 'b' WHERE id = 1")

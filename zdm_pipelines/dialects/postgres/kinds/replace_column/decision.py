@@ -5,7 +5,8 @@ The old and the new column tell by themselves who wrote. Two things need more th
 - NULL (or the old column's default) is a value, and also what a mapper that saves every field writes back when it
   loaded or made the row before the sync filled the column. Beside a value that the same statement writes it counts as
   left out, as in an INSERT. Alone it is decided for the shape that the application reads: in the new column it was
-  meant once any reads are on the new shape, in the old column until all are.
+  meant once any reads are on the new shape, in the old column until all are, and whenever a trigger or a foreign key
+  writes it.
 - Kept columns, which are neither the old column nor the new one, belong to no shape. When only they change, what was
   computed from them is computed anew, and what the application wrote stays. Where either side could have been computed
   from the other, the side that is read stays.
@@ -68,7 +69,8 @@ def on_update(sql: ReplaceColumnSql, old_unset: str) -> str:
       IF NOT zdm_new THEN
         {_reads(sql)}
       END IF;
-      gives := CASE WHEN zdm_new OR zdm_reads = 100 THEN 'down' ELSE 'up' END;
+      -- A statement inside of a trigger is no mapper's: a foreign key's SET DEFAULT means the value.
+      gives := CASE WHEN zdm_new OR zdm_reads = 100 AND pg_catalog.pg_trigger_depth() = 1 THEN 'down' ELSE 'up' END;
     ELSIF zdm_old AND zdm_new THEN
       wrote := 'both';
     ELSIF zdm_old THEN
