@@ -11,7 +11,8 @@ from collections.abc import Iterator, Sequence
 
 import psycopg
 
-from zdm_pipelines.dialects.postgres.connection import Connection, attempt, safe
+from zdm_pipelines.dialects.postgres.connection import Connection, attempt
+from zdm_pipelines.dialects.postgres.faults import safe
 from zdm_pipelines.model.errors import Problem
 from zdm_pipelines.model.names import TableName
 from zdm_pipelines.model.values import Catalog, Step
