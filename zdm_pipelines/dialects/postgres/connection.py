@@ -100,6 +100,7 @@ _SETTINGS = {
     "tcp_keepalives_idle": "10",
     "tcp_keepalives_interval": "5",
     "tcp_keepalives_count": "3",
+    "tcp_user_timeout": "30000",
     "idle_session_timeout": "0",
     "statement_timeout": "0",
     "lock_timeout": "0",
@@ -111,6 +112,8 @@ _SETTINGS = {
     # A function that does not even parse is found before it stands in the application's way.
     "check_function_bodies": "on",
     "client_min_messages": "warning",
+    "exit_on_error": "off",  # what fails is tried again, or said
+    "gin_fuzzy_search_limit": "0",  # an index gives all that it finds
     "default_table_access_method": "heap",  # the ledger's tables are updated, and rows are found by their place
     "plan_cache_mode": "auto",
     # A batch goes by an index, and writes rows by their place: without these it would read the table each time.

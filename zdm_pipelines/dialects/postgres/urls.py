@@ -45,7 +45,7 @@ def parsed(url: str) -> dict[str, Any]:
     meant = "://" not in url or _WELL_WRITTEN.fullmatch(url)
     hosts, ports = str(parts.get("host", "")).split(","), str(parts.get("port", ""))
     if not meant or not all(_HOST.fullmatch(host) for host in hosts) or not re.fullmatch(r"[0-9,]*", ports):
-        raise DatabaseUnreachable("database", "its URL holds a character that is not meant as it stands", _WAY_OUT)
+        raise DatabaseUnreachable("database", "its URL holds an @ or / that is not meant as one", _WAY_OUT)
     return parts
 
 
@@ -78,7 +78,7 @@ def cause(error: Exception, url: str) -> tuple[str, str]:
     The line that says why: the library adds a question and, for several addresses, a line each.
     """
     said = unquoted(str(error))
-    lines = [line.strip() for line in said.splitlines() if line.strip() and not line.strip().endswith("?")]
+    lines = [line.strip() for line in said.splitlines() if not re.fullmatch(r"\s*|\s*(HINT|DETAIL):.*|.*\?\s*", line)]
     line = lines[-1].removeprefix("connection failed: ") if lines else type(error).__name__
     way_out = next((way for pattern, way in _WAYS_OUT if re.search(pattern, line)), "")
     fact = _WITHHELD if isinstance(error, UnicodeError) or _may_quote(line, parsed(url)) else line
