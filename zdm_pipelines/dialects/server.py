@@ -39,7 +39,6 @@ class Fault(StrEnum):
     TAKEN = "taken"  # the name of what is to be made stands for something else
     PRIVILEGE = "privilege"  # the role may not do this
     READ_ONLY = "read_only"  # nothing may be written here: a replica, or a session that is read-only
-    EXHAUSTED = "exhausted"  # a disk or a memory is full, or what the role may take of them
     OTHER = "other"
 
 

@@ -16,6 +16,4 @@ def as_shown(error: Exception) -> ZdmError | None:
     if fault(error) is Fault.READ_ONLY:
         why = "is a replica, or default_transaction_read_only is on for our role"
         return ZdmError("database", f"takes no writes: it {why}", "zdm doctor says which, and what to do")
-    if fault(error) is Fault.EXHAUSTED:
-        return ZdmError("database", safe(error), "make room, or raise that limit for our role; then run it again")
     return ZdmError("database", safe(error), "see the server's log, then run it again")

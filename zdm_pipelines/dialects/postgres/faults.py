@@ -23,12 +23,6 @@ _FAULTS: Mapping[Fault, tuple[type[psycopg.Error], ...]] = {
     Fault.CONFLICT: (errors.DeadlockDetected, errors.SerializationFailure, errors.TransactionRollback),
     Fault.PRIVILEGE: (errors.InsufficientPrivilege,),
     Fault.READ_ONLY: (errors.ReadOnlySqlTransaction,),
-    Fault.EXHAUSTED: (
-        errors.InsufficientResources,
-        errors.DiskFull,
-        errors.OutOfMemory,
-        errors.ConfigurationLimitExceeded,
-    ),
     Fault.TOO_LARGE: (errors.ProgramLimitExceeded,),
     Fault.TAKEN: (errors.DuplicateTable, errors.DuplicateObject),
 }
