@@ -39,6 +39,10 @@ class Problem(ZdmError):
     """One finding of preflight, said before anything was changed."""
 
 
+class Judged(Problem):
+    """A finding that people judge, for the server cannot: none where `contract.unaffected` lists its thing."""
+
+
 class DatabaseUnreachable(ZdmError):
     """No connection could be had."""
 

@@ -96,7 +96,8 @@ class Contract(Declared):
     )
     unaffected: tuple[str, ...] = Field(
         default=(),
-        description="Functions and the like whose text names what goes and means something else, as the gate says.",
+        description="What people know to be unaffected, as preflight and the gate call it: functions whose text "
+        "names what goes and means something else, publications whose subscribers are ready.",
     )
 
 

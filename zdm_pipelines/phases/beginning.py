@@ -12,7 +12,7 @@ from zdm_pipelines.dialects import DatabaseError, fault, safe
 from zdm_pipelines.dialects.server import Fault, Session
 from zdm_pipelines.engine.context import Context
 from zdm_pipelines.model.capabilities import Notes
-from zdm_pipelines.model.errors import PreflightError, Problem, StateConflict
+from zdm_pipelines.model.errors import Judged, PreflightError, Problem, StateConflict
 from zdm_pipelines.model.states import Phase, State
 from zdm_pipelines.model.values import Relation
 
@@ -45,7 +45,8 @@ def look(session: Session, context: Context) -> Survey:
             raise
         fact, way_out = f"{refused[0]} ({safe(error)})", refused[1]
         raise PreflightError(migration.name, [Problem(f"table {migration.table}", fact, way_out)]) from None
-    if problems := [*taken, *found.problems]:
+    said = migration.contract.unaffected
+    if problems := [p for p in (*taken, *found.problems) if not (isinstance(p, Judged) and p.thing in said)]:
         raise PreflightError(migration.name, problems)
     return found
 
@@ -109,13 +110,31 @@ def altered(session: Session, change: Change, *, left_behind: bool = False) -> l
     ]
 
 
-def unaltered(session: Session, context: Context, change: Change, *, left_behind: bool = False) -> Change:
-    """The same change, whose columns are called as its statements call them; see `altered`.
+def taken(session: Session, context: Context, change: Change) -> list[str]:
+    """That the declared name is another table's by now: which of the two is meant, only people know."""
+    table, declared = change.relations[0], context.migration.table_name
+    now = session.value("catalog.oid", declared.sql)
+    if now in (None, table.oid):
+        return []
+    return [
+        f"{declared} is another table than when the migration began, which is called {table.name}: "
+        "give the tables their names back, or roll back and begin anew"
+    ]
+
+
+def unaltered(
+    session: Session, context: Context, change: Change, *, left_behind: bool = False, back: bool = False
+) -> Change:
+    """The same change, whose table and columns are called as its statements call them; see `altered` and `taken`.
+
+    Args:
+        back: something is taken back, which goes on with the table that the migration began with.
 
     Raises:
-        StateConflict: others renamed or dropped one.
+        StateConflict: others renamed or dropped one, or gave its name to another table.
     """
-    if found := altered(session, change, left_behind=left_behind):
+    others = [] if back or left_behind else taken(session, context, change)
+    if found := [*others, *altered(session, change, left_behind=left_behind)]:
         fact, _, way_out = "; ".join(found).rpartition(": ")
         raise StateConflict(context.name, fact, way_out)
     return change

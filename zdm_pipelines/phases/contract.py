@@ -25,7 +25,7 @@ from zdm_pipelines.model.lifecycle import Need
 from zdm_pipelines.model.states import Phase, State
 from zdm_pipelines.model.values import Moved, Relation, Report, Statement, Step
 from zdm_pipelines.phases import reads, row_work
-from zdm_pipelines.phases.beginning import altered, begin, bound, claims, unaltered
+from zdm_pipelines.phases.beginning import altered, begin, bound, claims, taken, unaltered
 from zdm_pipelines.phases.way_back import bring_back
 
 # The proof must end before tracking ends by itself.
@@ -123,11 +123,12 @@ def reasons(
         begins: the table was surveyed a moment ago, for contract begins the migration.
         locked: under the lock, where who uses what goes is asked again only if it does not come back.
     """
-    if change and entry is not None and context.lifecycle.active(entry.state) and (found := altered(session, change)):
-        return found  # what else is asked names these columns
+    active = entry is not None and context.lifecycle.active(entry.state)
+    if change and active and (found := [*taken(session, context, change), *altered(session, change)]):
+        return found  # what else is asked names the table and its columns
     words = kind_of(context.migration).words(context.migration)
     retire = change.retire if change else None
-    surveyed = entry is not None and (begins or context.lifecycle.active(entry.state))
+    surveyed = begins or active
     asks = not (locked and Need.TOMBSTONE in context.lifecycle.needs)
     return gate.reasons(
         session,
@@ -424,7 +425,7 @@ def undo(context: Context) -> None:
             return
         change = _untombstoned(context, session, entry)
         if entry.state == State.TOMBSTONED:
-            unaltered(session, context, bound(context, entry))
+            unaltered(session, context, bound(context, entry), back=True)
         # The steps are those that made the tombstone, taken back in reverse.
         steps = change.retire.tombstone() if change.retire and entry.state == State.TOMBSTONED else []
         if change.rows is not None and change.rows.destroys:

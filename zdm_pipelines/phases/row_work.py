@@ -308,12 +308,23 @@ class _Job:
                 moved = worker.run(wanted)
             except DatabaseError as error:
                 if fault(error) is Fault.OTHER:
-                    unaltered(session, context, bound(context, entry))
-                    self.gate(session, entry)  # the table may be another one than before: the gate says how
+                    self._altered(session, wanted)
                 raise
             if moved.rows and state not in lifecycle.watched:
                 self._again(session)
             return moved
+
+    def _altered(self, session: Session, wanted: KeyRange) -> None:
+        """Raise what others altered while rows were moved, if that is why a batch failed."""
+        entry = _required(self.context, session)
+        self.gate(session, entry)  # it knows more reasons, and gives them all
+        unaltered(session, self.context, bound(self.context, entry))
+        if entry.catalog.table != self.rows.over.table:
+            raise StateConflict(
+                f"{self.context.name} range {wanted.partition}",
+                f"{self.rows.over.table} is called {entry.catalog.table} since a moment ago",
+                "run it again: it goes on where it stopped",
+            )
 
     def _again(self, session: Session) -> None:
         """Rows were moved after they had been called complete: what was proven of them is void."""

@@ -46,7 +46,9 @@ def at(server: Server, templates: dict[State, str]) -> Iterator[Any]:
 
     def copy(where: State) -> str:
         made.append(f"altered_copy_{next(_numbers)}")
-        return server.create_database(made[-1], template=templates[where])
+        url = server.create_database(made[-1], template=templates[where])
+        with work(M, url).session("look"):  # the ledger knows from now on that it stands here
+            return url
 
     yield copy
     for name in made:
@@ -179,6 +181,42 @@ def test_a_renamed_table_is_rolled_back(at: Any) -> None:
     sql(url, "ALTER TABLE people RENAME TO persons")
     rollback.run(work(M, url), to=State.ROLLED_BACK, force=True)
     assert one(url, "SELECT count(*) FROM pg_trigger WHERE tgrelid = 'persons'::regclass") == 0
+
+
+SWAPPED = "ALTER TABLE people RENAME TO people_old; CREATE TABLE people (LIKE people_old INCLUDING ALL)"
+
+
+def test_a_name_that_another_table_has_taken_stops_all_but_the_way_back(at: Any) -> None:
+    said = "public.people is another table than when the migration began, which is called public.people_old"
+    url = at(State.EXPANDED)
+    sql(url, SWAPPED)
+    with pytest.raises(StateConflict, match=said):
+        list(backfill.run(work(M, url)))
+    url = at(State.SWITCHED)
+    sql(url, SWAPPED)
+    with pytest.raises(StateConflict, match=said):
+        validate.run(work(M, url))
+    assert [reason.startswith(said) for reason in contract.refusals(work(M, url))] == [True]
+    sql(url, "ALTER TABLE people RENAME TO people_new; ALTER TABLE people_old RENAME TO people")
+    assert contract.refusals(work(M, url)) == []
+    url = at(State.TOMBSTONED)
+    sql(url, SWAPPED)
+    rollback.run(work(M, url), to=State.ROLLED_BACK, force=True)
+    assert one(url, "SELECT count(*) FROM pg_trigger WHERE tgrelid = 'people_old'::regclass") == 0
+
+
+def test_a_table_is_renamed_while_rows_move(at: Any) -> None:
+    url = at(State.EXPANDED)
+    renamed: list[object] = []
+
+    def rename(_: object) -> None:
+        if not renamed:
+            renamed.append(sql(url, "ALTER TABLE people RENAME TO persons"))
+
+    small = replaced(**DECLARED, backfill={"batch_rows": 5, "range_rows": 100})
+    with pytest.raises(StateConflict, match=r"public\.people is called public\.persons since a moment ago"):
+        list(backfill.run(work(small, url), batch=rename))
+    walk(small, url, State.BACKFILLED)
 
 
 def test_a_key_that_was_renamed_and_back_voids_what_was_proven(at: Any) -> None:

@@ -71,6 +71,8 @@ def test_batches_shrink_when_they_are_slow(database: str) -> None:
         "CREATE FUNCTION slow() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN PERFORM pg_sleep(0.004); RETURN NEW; END $$; "
         "CREATE TRIGGER slow BEFORE UPDATE ON people FOR EACH ROW EXECUTE FUNCTION slow()",
     )
+    # A batch with triggers of the application ends before the server looks for deadlocks.
+    sql(database, f"ALTER DATABASE {database.rpartition('/')[2]} SET deadlock_timeout = '20s'")
     rows = batches(m, database)
     assert rows[0] == 200
     assert rows[1] == 100

@@ -16,7 +16,9 @@ from typing import Any
 import psycopg
 import pytest
 
+from zdm_pipelines import ledger
 from zdm_pipelines.cli.app import Last
+from zdm_pipelines.dialects import server_at
 from zdm_pipelines_tests.helpers import replaced
 
 NAME = "users_display_name"
@@ -90,8 +92,8 @@ def test_plan_is_complete_and_changes_nothing(zdm, database_of):
 def test_plan_prints_sql_that_runs(zdm, database_of):
     said = zdm("plan", NAME, "--sql").stdout
     expand = said.split("-- backfill:")[0]
+    ledger.ensure(server_at(database_of))
     with psycopg.connect(database_of) as connection:
-        connection.execute("CREATE SCHEMA zdm")
         connection.execute(expand.encode())
         connection.rollback()
 

@@ -204,7 +204,7 @@ def test_status_shows_a_closed_window_and_no_run_writes_in_it(zdm, slow, defs):
     assert "zdm resume" not in said
     assert "held: window" in zdm("status").stdout
     assert held(zdm) == ["window"]
-    assert "outside" in zdm("pause", NAME).stdout
+    assert "paused by" in zdm("pause", NAME).stdout  # no more is asked, for a pause waits for nothing
     assert "outside" in zdm("resume", NAME).stdout
     assert moved(slow) == 0
 

@@ -110,7 +110,6 @@ def switched(url: str, m: Migration | None = None) -> Migration:
         ("UPDATE zdm.check_result SET passed = false, summary = 'planted' WHERE name = 'parity'", "check parity failed: planted"),
         ("DELETE FROM zdm.check_result WHERE name = 'backfill_complete'", "check backfill_complete never ran"),
         ("UPDATE zdm.flag SET percent = 50", "reads are at 50 %"),
-        ("DELETE FROM zdm.flag", "reads are at 0 %"),
         (f"ALTER TABLE people DISABLE TRIGGER {TRIGGERS[0]}", "is disabled"),
         (f"ALTER TABLE people ENABLE REPLICA TRIGGER {TRIGGERS[1]}", "is disabled"),
         (f"ALTER TABLE people ENABLE TRIGGER {TRIGGERS[1]}", "is disabled"),
@@ -131,6 +130,13 @@ def test_when_switched_but(server: Server, url: str, plant: str, reason: str) ->
     m = switched(url)
     sql(url, plant)
     with refused(server, url, m, reason):
+        pass
+
+
+def test_when_the_flag_is_gone(server: Server, url: str) -> None:
+    m = switched(url)
+    sql(url, "DELETE FROM zdm.flag")
+    with refused(server, url, m, "reads are at 0 %", "never fully switched"):
         pass
 
 
@@ -174,7 +180,7 @@ def test_within_the_tombstone_window(server: Server, url: str) -> None:
         ("CREATE VIEW names AS SELECT zdm_tombstone_full_name FROM people", "view names"),
         (f"DROP TRIGGER {TRIGGERS[0]} ON people", "is missing"),
         ("UPDATE zdm.flag SET percent = 99", "reads are at 99 %"),
-        ("ALTER TABLE people RENAME zdm_tombstone_full_name TO back", "is gone"),
+        ("ALTER TABLE people RENAME zdm_tombstone_full_name TO back", "is called back now"),
     ],
 )  # fmt: skip
 def test_when_tombstoned_but(server: Server, url: str, plant: str, reason: str) -> None:

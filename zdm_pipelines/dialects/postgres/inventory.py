@@ -11,6 +11,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from zdm_pipelines.dialects.postgres import subscribers
 from zdm_pipelines.dialects.postgres.builds import HARMLESS, SHORT
 from zdm_pipelines.dialects.postgres.connection import Connection
 from zdm_pipelines.dialects.postgres.literals import text
@@ -67,6 +68,7 @@ class Inventory:
                 found[what] = f"{what} {who} and names {self.column} in its body"
         for (what,) in session.named("inventory.handed", self.oid, self.column):
             found[what] = f"{what} hands its function the name {self.column}"
+        found |= subscribers.renamed(session, self.oid, self.column)
         for (what,) in session.named("inventory.row_type", self.oid):
             found[what] = f"{what} holds rows of the table, which lose {self.column}"
         return found

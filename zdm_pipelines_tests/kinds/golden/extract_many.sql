@@ -153,7 +153,7 @@ BEGIN
       END;
       IF NOT zdm_agrees THEN
         BEGIN
-          SELECT coalesce((jsonb_agg(jsonb_build_object('street', street, 'zip', zip) ORDER BY nr)), ('[]'::jsonb)::jsonb) INTO zdm_old_1 FROM ONLY "public"."user_addresses" AS "user_addresses" WHERE "user_addresses"."user_id" = zdm_at.zdm_1;
+          SELECT coalesce((jsonb_agg(jsonb_build_object('street', street, 'zip', zip) ORDER BY nr))::jsonb, ('[]'::jsonb)::jsonb) INTO zdm_old_1 FROM ONLY "public"."user_addresses" AS "user_addresses" WHERE "user_addresses"."user_id" = zdm_at.zdm_1;
           UPDATE ONLY "public"."users" AS "users" SET "addresses" = zdm_old_1 WHERE "users"."id" = zdm_at.zdm_1;
           SELECT pg_catalog.record_image_eq(ROW("users"."addresses"), ROW(zdm_old_1))
             INTO zdm_agrees FROM ONLY "public"."users" AS "users" WHERE "users"."id" = zdm_at.zdm_1;
@@ -250,6 +250,10 @@ ALTER TABLE "public"."users" ENABLE ALWAYS TRIGGER "zzz_zdm_profiles_delete";
 CREATE TRIGGER "zzz_zdm_profiles_truncate" AFTER TRUNCATE ON "public"."users" FOR EACH STATEMENT WHEN ((pg_catalog.pg_trigger_depth() > 0 OR coalesce(current_setting('zdm.backfill', true), '') = '') AND coalesce(current_setting('zdm.syncing_7', true), '') <> pg_catalog.pg_trigger_depth()::text AND pg_catalog.pg_trigger_depth() < 16) EXECUTE FUNCTION zdm."copy_profiles"();
 -- let "zzz_zdm_profiles_truncate" fire in every session (SHARE ROW EXCLUSIVE, for milliseconds)
 ALTER TABLE "public"."users" ENABLE ALWAYS TRIGGER "zzz_zdm_profiles_truncate";
+-- create the trigger that notes who names an old column (SHARE ROW EXCLUSIVE, for milliseconds)
+CREATE TRIGGER "zzz_zdm_profiles_names" BEFORE INSERT OR UPDATE OF "addresses" ON "public"."users" FOR EACH STATEMENT WHEN ((pg_catalog.pg_trigger_depth() > 0 OR coalesce(current_setting('zdm.backfill', true), '') = '') AND coalesce(current_setting('zdm.syncing_7', true), '') <> pg_catalog.pg_trigger_depth()::text AND pg_catalog.pg_trigger_depth() < 16) EXECUTE FUNCTION zdm.note_named('7', 'addresses');
+-- let it fire in every session (names) (SHARE ROW EXCLUSIVE, for milliseconds)
+ALTER TABLE "public"."users" ENABLE ALWAYS TRIGGER "zzz_zdm_profiles_names";
 == a batch
 -- with [['1'], ['9']]
 SELECT set_config('zdm.held_0', coalesce(array_agg("users".ctid)::text, '{}'), true) FROM (SELECT "users".ctid FROM ONLY "public"."users" AS "users" WHERE "id" >= ($1::text[])[1]::bigint AND "id" < ($2::text[])[1]::bigint AND (true) AND (EXISTS (SELECT FROM pg_catalog.jsonb_array_elements(nullif((addresses)::jsonb, 'null')) WITH ORDINALITY AS zdm_each (element, position))) AND NOT EXISTS (SELECT FROM (SELECT "user_id" AS zdm_1 FROM ONLY "public"."user_addresses") AS zdm_copy WHERE zdm_1 = "users"."id") FOR SHARE OF "users" SKIP LOCKED) AS "users";
@@ -287,7 +291,7 @@ SELECT count(*),
 FROM (SELECT "id" AS zdm_key_1, "users"."addresses" AS zdm_old_1, ARRAY(SELECT ROW((position::integer)::integer, (element->>'street')::text, ((element->>'zip')::integer)::integer)::text FROM pg_catalog.jsonb_array_elements(nullif((addresses)::jsonb, 'null')) WITH ORDINALITY AS zdm_each (element, position) WHERE (true) ORDER BY (position::integer)::integer) AS zdm_said FROM ONLY "public"."users" AS "users" WHERE "id" >= ($1::text[])[1]::bigint AND "id" < ($2::text[])[1]::bigint) AS zdm_source
 FULL JOIN (SELECT "user_id" AS zdm_key_1, (jsonb_agg(jsonb_build_object('street', street, 'zip', zip) ORDER BY nr)) AS zdm_down_1, array_agg(ROW("user_addresses"."nr", "user_addresses"."street", "user_addresses"."zip")::text ORDER BY "user_addresses"."nr") AS zdm_held FROM ONLY "public"."user_addresses" AS "user_addresses" WHERE "user_id" >= ($1::text[])[1]::bigint AND "user_id" < ($2::text[])[1]::bigint GROUP BY "user_id") AS zdm_new ON zdm_source.zdm_key_1 = zdm_new.zdm_key_1;
 == enforce
--- add constraint "user_addresses_user_id_fkey" (ACCESS EXCLUSIVE, for milliseconds)
+-- add constraint "user_addresses_user_id_fkey" (SHARE ROW EXCLUSIVE, for milliseconds, on both tables)
 ALTER TABLE "public"."user_addresses" ADD CONSTRAINT "user_addresses_user_id_fkey" FOREIGN KEY ("user_id") REFERENCES "public"."users" ("id") ON UPDATE CASCADE ON DELETE CASCADE NOT VALID;
 -- validate constraint "user_addresses_user_id_fkey" (SHARE UPDATE EXCLUSIVE: reads and writes go on)
 ALTER TABLE "public"."user_addresses" VALIDATE CONSTRAINT "user_addresses_user_id_fkey";
@@ -420,7 +424,7 @@ BEGIN
       END;
       IF NOT zdm_agrees THEN
         BEGIN
-          SELECT coalesce((jsonb_agg(jsonb_build_object('street', street, 'zip', zip) ORDER BY nr)), ('[]'::jsonb)::jsonb) INTO zdm_old_1 FROM ONLY "public"."user_addresses" AS "user_addresses" WHERE "user_addresses"."user_id" = zdm_at.zdm_1;
+          SELECT coalesce((jsonb_agg(jsonb_build_object('street', street, 'zip', zip) ORDER BY nr))::jsonb, ('[]'::jsonb)::jsonb) INTO zdm_old_1 FROM ONLY "public"."user_addresses" AS "user_addresses" WHERE "user_addresses"."user_id" = zdm_at.zdm_1;
           UPDATE ONLY "public"."users" AS "users" SET "zdm_tombstone_addresses" = zdm_old_1 WHERE "users"."id" = zdm_at.zdm_1;
           SELECT pg_catalog.record_image_eq(ROW("users"."zdm_tombstone_addresses"), ROW(zdm_old_1))
             INTO zdm_agrees FROM ONLY "public"."users" AS "users" WHERE "users"."id" = zdm_at.zdm_1;
@@ -471,6 +475,8 @@ BEGIN
   END IF;
 END $zdm_note$;
 == drop
+-- drop the trigger that notes who names an old column (ACCESS EXCLUSIVE, for milliseconds)
+DROP TRIGGER IF EXISTS "zzz_zdm_profiles_names" ON "public"."users";
 -- drop trigger "zzz_zdm_profiles_truncate" (ACCESS EXCLUSIVE, for milliseconds)
 DROP TRIGGER IF EXISTS "zzz_zdm_profiles_truncate" ON "public"."users";
 -- drop trigger "zzz_zdm_profiles_delete" (ACCESS EXCLUSIVE, for milliseconds)

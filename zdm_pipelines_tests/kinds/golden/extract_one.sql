@@ -153,7 +153,7 @@ BEGIN
       END;
       IF NOT zdm_agrees THEN
         BEGIN
-          SELECT (jsonb_build_object('theme', theme, 'notifications', notifications_enabled)) INTO zdm_old_1 FROM ONLY "public"."user_settings" AS "user_settings" WHERE "user_settings"."user_id" = zdm_at.zdm_1;
+          SELECT (jsonb_build_object('theme', theme, 'notifications', notifications_enabled))::jsonb INTO zdm_old_1 FROM ONLY "public"."user_settings" AS "user_settings" WHERE "user_settings"."user_id" = zdm_at.zdm_1;
           IF NOT FOUND THEN
             zdm_old_1 := NULL;
           END IF;
@@ -234,6 +234,10 @@ ALTER TABLE "public"."users" ENABLE ALWAYS TRIGGER "zzz_zdm_profiles_delete";
 CREATE TRIGGER "zzz_zdm_profiles_truncate" AFTER TRUNCATE ON "public"."users" FOR EACH STATEMENT WHEN ((pg_catalog.pg_trigger_depth() > 0 OR coalesce(current_setting('zdm.backfill', true), '') = '') AND coalesce(current_setting('zdm.syncing_7', true), '') <> pg_catalog.pg_trigger_depth()::text AND pg_catalog.pg_trigger_depth() < 16) EXECUTE FUNCTION zdm."copy_profiles"();
 -- let "zzz_zdm_profiles_truncate" fire in every session (SHARE ROW EXCLUSIVE, for milliseconds)
 ALTER TABLE "public"."users" ENABLE ALWAYS TRIGGER "zzz_zdm_profiles_truncate";
+-- create the trigger that notes who names an old column (SHARE ROW EXCLUSIVE, for milliseconds)
+CREATE TRIGGER "zzz_zdm_profiles_names" BEFORE INSERT OR UPDATE OF "profile" ON "public"."users" FOR EACH STATEMENT WHEN ((pg_catalog.pg_trigger_depth() > 0 OR coalesce(current_setting('zdm.backfill', true), '') = '') AND coalesce(current_setting('zdm.syncing_7', true), '') <> pg_catalog.pg_trigger_depth()::text AND pg_catalog.pg_trigger_depth() < 16) EXECUTE FUNCTION zdm.note_named('7', 'profile');
+-- let it fire in every session (names) (SHARE ROW EXCLUSIVE, for milliseconds)
+ALTER TABLE "public"."users" ENABLE ALWAYS TRIGGER "zzz_zdm_profiles_names";
 == a batch
 -- with [['1'], ['9']]
 SELECT set_config('zdm.held_0', coalesce(array_agg("users".ctid)::text, '{}'), true) FROM (SELECT "users".ctid FROM ONLY "public"."users" AS "users" WHERE "id" >= ($1::text[])[1]::bigint AND "id" < ($2::text[])[1]::bigint AND ("users"."profile" IS NOT NULL) AND NOT EXISTS (SELECT FROM (SELECT "user_id" AS zdm_1 FROM ONLY "public"."user_settings") AS zdm_copy WHERE zdm_1 = "users"."id") FOR SHARE OF "users" SKIP LOCKED) AS "users";
@@ -275,7 +279,7 @@ FULL JOIN (SELECT "user_id" AS zdm_key_1, (jsonb_build_object('theme', theme, 'n
 DROP INDEX CONCURRENTLY IF EXISTS "public"."settings_by_theme";
 -- build index "settings_by_theme" (SHARE UPDATE EXCLUSIVE: reads and writes go on)
 CREATE INDEX CONCURRENTLY "settings_by_theme" ON "public"."user_settings" USING btree (theme);
--- add constraint "user_settings_user_id_fkey" (ACCESS EXCLUSIVE, for milliseconds)
+-- add constraint "user_settings_user_id_fkey" (SHARE ROW EXCLUSIVE, for milliseconds, on both tables)
 ALTER TABLE "public"."user_settings" ADD CONSTRAINT "user_settings_user_id_fkey" FOREIGN KEY ("user_id") REFERENCES "public"."users" ("id") ON UPDATE CASCADE ON DELETE CASCADE NOT VALID;
 -- validate constraint "user_settings_user_id_fkey" (SHARE UPDATE EXCLUSIVE: reads and writes go on)
 ALTER TABLE "public"."user_settings" VALIDATE CONSTRAINT "user_settings_user_id_fkey";
@@ -407,7 +411,7 @@ BEGIN
       END;
       IF NOT zdm_agrees THEN
         BEGIN
-          SELECT (jsonb_build_object('theme', theme, 'notifications', notifications_enabled)) INTO zdm_old_1 FROM ONLY "public"."user_settings" AS "user_settings" WHERE "user_settings"."user_id" = zdm_at.zdm_1;
+          SELECT (jsonb_build_object('theme', theme, 'notifications', notifications_enabled))::jsonb INTO zdm_old_1 FROM ONLY "public"."user_settings" AS "user_settings" WHERE "user_settings"."user_id" = zdm_at.zdm_1;
           IF NOT FOUND THEN
             zdm_old_1 := NULL;
           END IF;
@@ -460,6 +464,8 @@ END $zdm_note$;
 -- set the default of "notifications_enabled" (ACCESS EXCLUSIVE, for milliseconds)
 ALTER TABLE "public"."user_settings" ALTER COLUMN "notifications_enabled" SET DEFAULT (true);
 == drop
+-- drop the trigger that notes who names an old column (ACCESS EXCLUSIVE, for milliseconds)
+DROP TRIGGER IF EXISTS "zzz_zdm_profiles_names" ON "public"."users";
 -- drop trigger "zzz_zdm_profiles_truncate" (ACCESS EXCLUSIVE, for milliseconds)
 DROP TRIGGER IF EXISTS "zzz_zdm_profiles_truncate" ON "public"."users";
 -- drop trigger "zzz_zdm_profiles_delete" (ACCESS EXCLUSIVE, for milliseconds)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from zdm_pipelines.dialects.postgres import catalog as catalogs
+from zdm_pipelines.dialects.postgres import subscribers
 from zdm_pipelines.dialects.postgres.connection import Connection
 from zdm_pipelines.dialects.postgres.facts import StoredFacts
 from zdm_pipelines.dialects.postgres.indexes import print_alike
@@ -31,9 +32,11 @@ def survey(conn: Connection, table: TableName, change: Declared) -> tuple[Catalo
     found = catalogs.read(conn, table, partitioned=True, keyless=True)
     if any("temporary" in problem.fact for problem in problems):
         raise problems[0]
+    received, unreceived = subscribers.judged(conn, subscribers.of_ledger(conn))
+    problems += received
     new = try_index(conn, found, change)
     with conn.transaction():
         print_alike(conn)
         problems += taken_names(conn, new)
-        warnings = look_alikes(conn, new, problems)
+        warnings = [*unreceived, *look_alikes(conn, new, problems)]
     return replace(found, warnings=tuple(warnings)), Facts(new=new), problems

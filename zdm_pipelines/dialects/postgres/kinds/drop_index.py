@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 
 from zdm_pipelines.dialects.postgres import catalog as catalogs
+from zdm_pipelines.dialects.postgres import subscribers
 from zdm_pipelines.dialects.postgres.connection import Connection
 from zdm_pipelines.dialects.postgres.facts import StoredFacts
 from zdm_pipelines.dialects.postgres.old_indexes import Going, OldIndex, find
@@ -34,7 +35,9 @@ def survey(conn: Connection, table: TableName, name: str) -> tuple[Catalog, Fact
     found = catalogs.read(conn, table, partitioned=True, keyless=True)
     old, problems = find(conn, found, name)
     problems = [*catalogs.missing_privileges(conn, table), *problems]
-    warnings = [
+    received, warnings = subscribers.judged(conn, subscribers.of_ledger(conn))
+    problems += received
+    warnings += [
         f"only this index serves foreign key {quote(key)}: a delete in {parent} will read the whole table"
         for key, parent in conn.named("indexes.served", old.oid)
     ]

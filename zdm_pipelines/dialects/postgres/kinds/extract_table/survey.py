@@ -6,7 +6,7 @@ import dataclasses
 
 import psycopg
 
-from zdm_pipelines.dialects.postgres import applications, obstacles, rehearsal
+from zdm_pipelines.dialects.postgres import applications, obstacles, rehearsal, subscribers
 from zdm_pipelines.dialects.postgres import catalog as catalogs
 from zdm_pipelines.dialects.postgres.connection import Connection, attempt, query, scalar, undone
 from zdm_pipelines.dialects.postgres.environment import plain
@@ -154,6 +154,10 @@ class _Survey:
                 self.warnings.append(
                     f"trigger {quote(name)} fires when new code writes {new}, as the old columns follow"
                 )
+        sent = [*subscribers.of_ledger(self.conn), *subscribers.of_tables(self.conn, new)]
+        problems, warnings = subscribers.judged(self.conn, sent)
+        self.problems += problems
+        self.warnings += warnings
         for (name,) in query(self.conn, _PUBLICATIONS, [oid]):
             self.warnings.append(
                 f"publication {quote(name)} has {self.catalog.table} and not {new}: add it once expand has run"

@@ -10,7 +10,7 @@ from dataclasses import replace
 
 import psycopg
 
-from zdm_pipelines.dialects.postgres import applications, obstacles
+from zdm_pipelines.dialects.postgres import applications, obstacles, subscribers
 from zdm_pipelines.dialects.postgres import catalog as catalogs
 from zdm_pipelines.dialects.postgres.archive import TRANSACTION, Archive
 from zdm_pipelines.dialects.postgres.children import Child, Fate, Search, unseen
@@ -44,12 +44,18 @@ def survey(conn: Connection, table: TableName, change: Declared) -> tuple[Catalo
         raise problems[0]
     problems += unseen(conn, table, found.oid)
     problems += obstacles.published(conn, found, "DELETE")
+    archives = [] if change.archive_name is None else [change.archive_name]
+    received, unreceived = subscribers.judged(
+        conn, [*subscribers.of_ledger(conn), *subscribers.of_tables(conn, *archives)]
+    )
+    problems += received
     with undone(conn):
         once = {name: _compute(conn, found, name, sql) for name, sql in change.once.items()}
         where = _judge(conn, found, change.where, once)
     search = Search(conn, delete=change.deletes_children).run(table, found.oid)
     facts = Facts(where=where, once=once, children=tuple(search.children))
     warnings = [
+        *unreceived,
         *search.warnings,
         *applications.of_isolation(conn),
         *_triggers(conn, table, found.oid, comes_back=change.archive_name is not None),
@@ -175,8 +181,6 @@ def _kept(found: Catalog, deleted: list[Child]) -> list[tuple[TableName, int, li
 def changed(conn: Connection, found: Catalog, change: Declared, facts: Facts) -> list[str]:
     """What is not as it was when the migration began, as reasons against deleting anything."""
     anew = "roll back and begin anew"
-    if conn.value("children.relation", found.table.sql) != found.oid:
-        return [f"{found.table} is another table than when the migration began: {anew}"]
     today = Search(conn, delete=change.deletes_children).run(found.table, found.oid)
     reasons = [str(problem) for problem in today.problems]
     if tuple(today.children) != facts.children:

@@ -115,6 +115,10 @@ class ReplaceColumnSql:
         if self.catalog.column(self.change.old).not_null:
             # The server would refuse the row for its NULL, which says nothing of the reason.
             refused = f"\n    ELSIF NEW.{quote(self.old)} IS NULL THEN\n      RAISE;"
+        unknown = "NULL"
+        if not self.change.new.nullable:
+            # NULL would be refused, and the write with it: what the row held is found by parity as well.
+            unknown = f"CASE WHEN failed = '42703' AND TG_OP = 'UPDATE' THEN OLD.{quote(self.new)} END"
         track = ""
         if track_until is not None:
             key = keys.as_text(self.catalog.key, row="NEW")
@@ -164,7 +168,7 @@ BEGIN
     IF coalesce(wrote, 'unknown') = 'unknown' AND failed <> '42703' THEN RAISE; END IF;
     IF wrote IS NULL THEN RETURN NEW; END IF;
     IF wrote <> 'unknown' AND gives = 'up' THEN
-      NEW.{quote(self.new)} := NULL;{refused}
+      NEW.{quote(self.new)} := {unknown};{refused}
     END IF;
   END;{track}{mark}
   -- Once a minute and session: exact about who, cheap, and two sessions never wait for each other.

@@ -9,7 +9,7 @@ import dataclasses
 
 import psycopg
 
-from zdm_pipelines.dialects.postgres import applications, inventory, obstacles, rehearsal
+from zdm_pipelines.dialects.postgres import applications, inventory, obstacles, rehearsal, subscribers
 from zdm_pipelines.dialects.postgres import catalog as catalogs
 from zdm_pipelines.dialects.postgres.builds import not_null_check
 from zdm_pipelines.dialects.postgres.connection import Connection, attempt, query, scalar, undone
@@ -132,17 +132,11 @@ class _Survey:
                 self.warnings.append(f"trigger {quote(name)} fires for every row that the backfill moves")
 
     def publications(self) -> None:
-        """Those of every table take the ledger's along, which subscribers do not have."""
-        published = query(
-            self.conn,
-            "SELECT pubname FROM pg_publication p WHERE puballtables OR EXISTS (SELECT 1 FROM pg_publication_tables t "
-            "WHERE t.pubname = p.pubname AND t.schemaname = 'zdm')",
-        )
-        for (name,) in published:
-            self.warnings.append(
-                f"publication {quote(name)} publishes tables of the ledger too: a Postgres subscriber stops until it "
-                "has them, so copy schema zdm there (pg_dump --schema-only --schema=zdm) once expand has run"
-            )
+        """Who receives the table elsewhere."""
+        sent = subscribers.of_column(self.conn, self.catalog, new=self.new.name, type_name=self.new.type)
+        problems, warnings = subscribers.judged(self.conn, [*subscribers.of_ledger(self.conn), *sent])
+        self.problems += problems
+        self.warnings += warnings
 
     def obstacles(self) -> None:
         """What would stop a later phase."""
