@@ -9,9 +9,19 @@ import psycopg
 from zdm_pipelines.dialects.postgres import connection, faults
 from zdm_pipelines.dialects.postgres.server import PostgresServer
 from zdm_pipelines.dialects.server import Fault, Server
-from zdm_pipelines.model.errors import MissingPrivilege
+from zdm_pipelines.model.errors import MissingPrivilege, ZdmError
 
-__all__ = ["DatabaseError", "answered_since", "fault", "mapping", "privilege_problem", "safe", "server_at", "words"]
+__all__ = [
+    "DatabaseError",
+    "answered_since",
+    "fault",
+    "mapping",
+    "privilege_problem",
+    "read_only_problem",
+    "safe",
+    "server_at",
+    "words",
+]
 
 # What drivers raise; `fault` says which kind one is.
 DatabaseError = psycopg.Error
@@ -40,6 +50,11 @@ def words(error: psycopg.Error) -> frozenset[str]:
 def privilege_problem(error: psycopg.Error, thing: str) -> MissingPrivilege:
     """A privilege that is missing, in our words."""
     return faults.privilege_problem(error, thing)
+
+
+def read_only_problem(thing: str) -> ZdmError:
+    """Nothing may be written, in our words."""
+    return faults.read_only_problem(thing)
 
 
 def mapping(thing: str) -> AbstractContextManager[None]:

@@ -10,7 +10,7 @@ from typing import TypeVar
 
 from tenacity import RetryCallState, Retrying, retry_if_exception, wait_random_exponential
 
-from zdm_pipelines.dialects import DatabaseError, answered_since, fault, privilege_problem, safe
+from zdm_pipelines.dialects import DatabaseError, answered_since, fault, privilege_problem, read_only_problem, safe
 from zdm_pipelines.dialects.server import Fault, Server, Session
 from zdm_pipelines.ledger import restored
 from zdm_pipelines.model.errors import (
@@ -146,6 +146,8 @@ def resilient(
             kind = fault(error)
             if kind is Fault.PRIVILEGE:
                 raise privilege_problem(error, thing) from None
+            if kind is Fault.READ_ONLY:
+                raise read_only_problem(thing) from None
             if kind is Fault.CANCELLED:
                 fact = f"a statement was cancelled ({safe(error)})"
                 raise ZdmError(thing, fact, "run it again: it goes on") from None

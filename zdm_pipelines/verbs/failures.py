@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from zdm_pipelines.dialects import DatabaseError, fault, privilege_problem, safe
+from zdm_pipelines.dialects import DatabaseError, fault, privilege_problem, read_only_problem, safe
 from zdm_pipelines.dialects.server import Fault
 from zdm_pipelines.model.errors import ZdmError
 
@@ -14,6 +14,5 @@ def as_shown(error: Exception) -> ZdmError | None:
     if fault(error) is Fault.PRIVILEGE:
         return privilege_problem(error, "database")
     if fault(error) is Fault.READ_ONLY:
-        why = "is a replica, or default_transaction_read_only is on for our role"
-        return ZdmError("database", f"takes no writes: it {why}", "zdm doctor says which, and what to do")
+        return read_only_problem("database")
     return ZdmError("database", safe(error), "see the server's log, then run it again")

@@ -11,7 +11,7 @@ from psycopg import errors
 
 from zdm_pipelines.dialects.postgres.urls import unquoted
 from zdm_pipelines.dialects.server import Fault
-from zdm_pipelines.model.errors import DatabaseUnreachable, MappingFailed, MissingPrivilege
+from zdm_pipelines.model.errors import DatabaseUnreachable, MappingFailed, MissingPrivilege, ZdmError
 
 # admin shutdown, crash shutdown, cannot connect now, database dropped, idle for too long, idle in a transaction or in
 # one for too long
@@ -115,6 +115,12 @@ def privilege_problem(error: psycopg.Error, thing: str) -> MissingPrivilege:
         f"the role may not do this ({safe(error)})",
         "let the owner of the table run the migration, or grant what docs/production.md lists",
     )
+
+
+def read_only_problem(thing: str) -> ZdmError:
+    """Nothing may be written, in our words."""
+    why = "it is a replica, or default_transaction_read_only is on for our role"
+    return ZdmError(thing, f"the database takes no writes: {why}", "zdm doctor says which, and what to do")
 
 
 @contextmanager
