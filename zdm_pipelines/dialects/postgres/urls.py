@@ -64,7 +64,8 @@ def where(url: str) -> str:
     if written and not written["user"] and not explicit and host and not host.startswith("/"):
         return str(host)
     name = parts.get("dbname", "")
-    return f"{host}:{parts.get('port', '5432')}/{name if _NAME.fullmatch(name) else '…'}"
+    port = str(parts.get("port", "")).strip(",") or "5432"
+    return f"{host}:{port}/{name if _NAME.fullmatch(name) else '…'}"
 
 
 def unquoted(text: str) -> str:
