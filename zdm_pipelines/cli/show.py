@@ -18,6 +18,7 @@ from zdm_pipelines.cli import terminal
 from zdm_pipelines.model import holds as holds_
 from zdm_pipelines.model.lifecycle import Lifecycle
 from zdm_pipelines.model.migration import Migration
+from zdm_pipelines.model.names import in_one_line
 from zdm_pipelines.model.states import Phase, State
 from zdm_pipelines.model.units import Unit, as_declared, for_people
 from zdm_pipelines.model.values import Hold, Report, Status, Step
@@ -134,15 +135,22 @@ def _once(sql: str, printed: set[str]) -> str:
 
 
 _LONG = 12  # lines
+_AS_PLANNED = ("SET standard_conforming_strings = on;",)  # else a backslash in a literal would hold it open
+_BOUND = ("-- $1, $2: bounds of the keys, bound as values: psql stops here", r"\set ON_ERROR_STOP on")
 
 
 def plain_sql(steps: Mapping[Phase, Sequence[Step]]) -> str:
-    """The statements alone, each with what it is."""
-    lines: list[str] = []
+    """The statements alone, each with what it is; what reads them does nothing that the plan has not.
+
+    It ends before the first whose keys are bound: nothing is taken away behind a batch that nobody ran.
+    """
+    lines = [*_AS_PLANNED, ""]
     for phase, listed in steps.items():
         for step in listed:
-            bound = ["-- $1, $2: bounds of the keys, bound as values"] if "($1::text[])" in step.sql else []
-            lines += [f"-- {phase}: {step.name}", *bound, f"{step.sql};", ""]
+            bound = _BOUND if "($1::text[])" in step.sql else ()
+            # A name may hold the end of a line, and a statement end in a comment.
+            end = "\n;" if "--" in step.sql.rpartition("\n")[2] else ";"
+            lines += [f"-- {phase}: {in_one_line(step.name)}", *bound, f"{step.sql}{end}", ""]
     return "\n".join(lines)
 
 

@@ -13,11 +13,13 @@ from types import FrameType
 from typing import Any, NoReturn, ParamSpec, TypeVar
 
 import typer
-from rich.console import Console, RenderableType
+from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
+from rich.segment import Segment
 from rich.syntax import Syntax
 from rich.text import Text
 
 from zdm_pipelines.model.errors import SpecError, ZdmError
+from zdm_pipelines.model.names import in_one_line
 from zdm_pipelines.verbs.failures import as_shown
 
 DONE, FAILED, MISUSED, INTERRUPTED = 0, 1, 2, 130
@@ -41,14 +43,26 @@ def out() -> Console:
     return _console(stderr=False)
 
 
+@dataclasses.dataclass(frozen=True)
+class _Harmless:
+    """What is printed, without the control characters that a name may hold: a terminal would obey them."""
+
+    answer: RenderableType
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        for segment in console.render(self.answer, options):
+            lines = (in_one_line(line) for line in segment.text.split("\n"))
+            yield segment if segment.control else Segment("\n".join(lines), segment.style)
+
+
 def show(answer: RenderableType) -> None:
     """Print an answer; where there is no terminal, without the blanks that fill its lines."""
     console = out()
     if console.is_terminal:
-        console.print(answer)
+        console.print(_Harmless(answer))
         return
     with console.capture() as text:
-        console.print(answer)
+        console.print(_Harmless(answer))
     typer.echo("\n".join(line.rstrip() for line in text.get().splitlines()))
 
 
@@ -83,13 +97,13 @@ def verb(command: Callable[P, R]) -> Callable[P, R]:
 
 def fail(message: str, *, status: int) -> NoReturn:
     """Say what is wrong and leave."""
-    err().print(Text.assemble(("zdm: ", "bold red"), message), soft_wrap=True)
+    err().print(_Harmless(Text.assemble(("zdm: ", "bold red"), message)), soft_wrap=True)
     raise typer.Exit(status)
 
 
 def note(message: str, style: str = "yellow") -> None:
     """A remark that is no part of the answer."""
-    err().print(Text(message, style=style), soft_wrap=True)
+    err().print(_Harmless(Text(message, style=style)), soft_wrap=True)
 
 
 def as_json(value: object) -> None:

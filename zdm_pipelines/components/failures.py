@@ -1,4 +1,7 @@
-"""Failures: an error the user can act on becomes one message in the UI; anything else is a bug and keeps its trace."""
+"""Failures: an error the user can act on becomes one message in the UI; anything else is a bug and keeps its trace.
+
+A trace of the driver's would show the values of rows, as the server quotes them: its errors are told in our words.
+"""
 
 from __future__ import annotations
 
@@ -9,11 +12,12 @@ import dagster as dg
 
 from zdm_pipelines.components.metadata import Metadata, bullets
 from zdm_pipelines.model.errors import GateRefused, ParityMismatch, PreflightError, Throttled, ZdmError
+from zdm_pipelines.verbs.failures import as_shown
 
 
 @contextmanager
 def readable() -> Iterator[None]:
-    """Turn a ZdmError into a Failure that says the same.
+    """Turn a ZdmError, or an error of the driver, into a Failure that says as much of it as may be shown.
 
     Raises:
         dagster.Failure: never retried: each needs somebody to act first.
@@ -22,6 +26,10 @@ def readable() -> Iterator[None]:
         yield
     except ZdmError as error:
         raise dg.Failure(description=str(error), metadata=_facts(error), allow_retries=False) from None
+    except Exception as error:
+        if (shown := as_shown(error)) is None:
+            raise
+        raise dg.Failure(description=str(shown), allow_retries=False) from None
 
 
 def _facts(error: ZdmError) -> Metadata:

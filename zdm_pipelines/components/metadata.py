@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import dagster as dg
 
+from zdm_pipelines.model.names import in_one_line
 from zdm_pipelines.model.states import Phase
 from zdm_pipelines.model.values import Check, Key, KeyRange, Moved, RangeProgress, Report, Step
 
@@ -27,7 +29,14 @@ def bullets(lines: Iterable[str]) -> dg.MarkdownMetadataValue:
 
 def sql(statements: Sequence[str]) -> dg.MarkdownMetadataValue:
     """Statements as code, in order."""
-    return markdown("\n\n".join(f"```sql\n{statement.strip()}\n```" for statement in statements))
+    return markdown("\n\n".join(_block(statement) for statement in statements))
+
+
+def _block(statement: str) -> str:
+    """A statement as code, between fences that are longer than any in it."""
+    longest = max((len(run) for run in re.findall("`+", statement)), default=0)
+    fence = "`" * max(3, longest + 1)
+    return f"{fence}sql\n{statement.strip()}\n{fence}"
 
 
 def _cell(text: str) -> str:
@@ -55,9 +64,9 @@ def statements(steps: Mapping[Phase, Sequence[Step]]) -> dg.MarkdownMetadataValu
     parts = []
     for phase, of_phase in steps.items():
         for step in of_phase:
-            parts.append(f"**{phase}: {step.name}**\n```sql\n{step.sql.strip()}\n```")
+            parts.append(f"**{phase}: {in_one_line(step.name)}**\n{_block(step.sql)}")
             if step.undo:
-                parts.append(f"undo\n```sql\n{step.undo.strip()}\n```")
+                parts.append(f"undo\n{_block(step.undo)}")
     return markdown("\n\n".join(parts))
 
 

@@ -38,6 +38,7 @@ class Fault(StrEnum):
     TOO_LARGE = "too_large"  # a value is beyond a limit of the server: an index entry, say
     TAKEN = "taken"  # the name of what is to be made stands for something else
     PRIVILEGE = "privilege"  # the role may not do this
+    READ_ONLY = "read_only"  # nothing may be written here: a replica, or a session that is read-only
     OTHER = "other"
 
 

@@ -10,10 +10,17 @@ from typing import TypeVar
 
 from tenacity import RetryCallState, Retrying, retry_if_exception, wait_random_exponential
 
-from zdm_pipelines.dialects import DatabaseError, answered_since, fault, privilege_problem, safe
+from zdm_pipelines.dialects import DatabaseError, answered_since, fault, privilege_problem, read_only_problem, safe
 from zdm_pipelines.dialects.server import Fault, Server, Session
 from zdm_pipelines.ledger import restored
-from zdm_pipelines.model.errors import DatabaseUnreachable, MigrationBusy, OutcomeUnknown, ZdmError
+from zdm_pipelines.model.errors import (
+    DatabaseUnreachable,
+    MigrationBusy,
+    OutcomeUnknown,
+    PreflightError,
+    Problem,
+    ZdmError,
+)
 from zdm_pipelines.model.migration import Migration
 
 T = TypeVar("T")
@@ -82,9 +89,12 @@ def session(
 
     Raises:
         MigrationBusy: another process holds it.
+        PreflightError: nothing can be written here.
     """
     lock = f"zdm:migration:{migration.name}"
     with server.connect(purpose=f"{migration.name} {purpose}") as conn:
+        for fact, way_out in conn.named("catalog.refuses_writes"):
+            raise PreflightError(migration.name, [Problem("database", fact, way_out)])
         had = take(conn, lock, shared=shared, wait=BUSY_SECONDS if tell is None else _GRACE_SECONDS)
         if not had and tell is not None:
             # Any phase, ended anywhere, is finished by running it again; but two brakes do not end each other.
@@ -136,6 +146,8 @@ def resilient(
             kind = fault(error)
             if kind is Fault.PRIVILEGE:
                 raise privilege_problem(error, thing) from None
+            if kind is Fault.READ_ONLY:
+                raise read_only_problem(thing) from None
             if kind is Fault.CANCELLED:
                 fact = f"a statement was cancelled ({safe(error)})"
                 raise ZdmError(thing, fact, "run it again: it goes on") from None

@@ -20,6 +20,11 @@ def _unquote(part: str) -> str:
     return part[1:-1].replace('""', '"') if part.startswith('"') else part
 
 
+def in_one_line(text: str) -> str:
+    """Text without control characters: in a comment of SQL it ends nothing, and on a terminal it moves nothing."""
+    return "".join(c if c.isprintable() else "�" for c in text)
+
+
 @dataclass(frozen=True, kw_only=True)
 class TableName:
     """A table's exact name, as the catalog has it (no case folding)."""

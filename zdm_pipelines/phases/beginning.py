@@ -30,8 +30,8 @@ def look(session: Session, context: Context) -> Survey:
     """
     migration = context.migration
     try:
-        if session.value("catalog.is_replica"):
-            raise Problem("database", "is a read-only replica", "point the URL at the primary")
+        for fact, way_out in session.named("catalog.refuses_writes"):
+            raise Problem("database", fact, way_out)
         found = kind_of(migration).survey(session, migration, context.server)
         taken = ledger.claimed(session, migration, found.catalog)
     except Problem as problem:

@@ -268,7 +268,7 @@ def _meaning(model: type[BaseModel], path: Sequence[object], which: str) -> str:
 
 def _pair(key: str, value: object) -> str:
     """Key and value for a message; nothing that looks like a secret."""
-    if re.search("password|secret|token", key):
+    if re.search("password|secret|token|dsn|url_env|replicas", f"{key} {value}", re.IGNORECASE):
         return key
     text = re.sub(r"://[^@\s]*@", "://…@", str(value))
     return f"{key}: {text if len(text) <= 60 else text[:59] + '…'}"

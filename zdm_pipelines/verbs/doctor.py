@@ -18,6 +18,7 @@ from zdm_pipelines.ledger import holds
 from zdm_pipelines.model.errors import PreflightError, ZdmError
 from zdm_pipelines.model.lifecycle import Need
 from zdm_pipelines.model.migration import Database, Migration
+from zdm_pipelines.model.names import quote
 from zdm_pipelines.model.throttle import HttpLimit, Limit, SqlLimit
 from zdm_pipelines.model.values import Catalog, Reading
 from zdm_pipelines.phases.beginning import bound, look
@@ -70,25 +71,11 @@ def examine(database: Database, migrations: Sequence[Migration]) -> Iterator[Fin
 
 
 def _server(session: Session, thing: str) -> Iterator[Finding]:
-    version, replica, read_only, role, superuser, monitor, wal_level, replicas = session.named("catalog.about_server")[
-        0
-    ]
+    version, role, superuser, monitor, wal_level, replicas = session.named("catalog.about_server")[0]
     yield _ok(thing, f"Postgres {version}, wal_level {wal_level}")
-    if replica:
-        yield Finding(
-            verdict="problem",
-            thing=thing,
-            fact="is a read-only replica",
-            way_out="point the URL at the primary, or at both with target_session_attrs=read-write",
-        )
-    elif read_only:
-        yield Finding(
-            verdict="problem",
-            thing=thing,
-            fact="default_transaction_read_only is on",
-            way_out=f'ALTER ROLE "{role}" SET default_transaction_read_only = off',
-        )
-    else:
+    for fact, way_out in (refuses := session.named("catalog.refuses_writes")):
+        yield Finding(verdict="problem", thing=thing, fact=fact, way_out=way_out)
+    if not refuses:
         yield _ok(thing, "is a primary")
     if superuser:
         yield _warning(f"role {role}", "is a superuser, which is not needed", "see docs/production.md")
@@ -99,13 +86,13 @@ def _server(session: Session, thing: str) -> Iterator[Finding]:
             verdict="problem",
             thing=f"role {role}",
             fact=f"may not see the lag of the {replicas} replicas, so the throttle cannot watch it",
-            way_out=f'GRANT pg_monitor TO "{role}"',
+            way_out=f"GRANT pg_monitor TO {quote(role)}",
         )
     else:
         yield _warning(
             f"role {role}",
             "sees neither replication nor who blocks whom",
-            f'GRANT pg_monitor TO "{role}", or set throttle.replication_lag: null if there is no replica',
+            f"GRANT pg_monitor TO {quote(role)}, or set throttle.replication_lag: null if there is no replica",
         )
     for pid, application, login, seconds in session.named("catalog.long_transactions", _LONG):
         yield _warning(

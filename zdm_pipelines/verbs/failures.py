@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from zdm_pipelines.dialects import DatabaseError, fault, privilege_problem, safe
+from zdm_pipelines.dialects import DatabaseError, fault, privilege_problem, read_only_problem, safe
 from zdm_pipelines.dialects.server import Fault
 from zdm_pipelines.model.errors import ZdmError
 
@@ -13,4 +13,6 @@ def as_shown(error: Exception) -> ZdmError | None:
         return None
     if fault(error) is Fault.PRIVILEGE:
         return privilege_problem(error, "database")
+    if fault(error) is Fault.READ_ONLY:
+        return read_only_problem("database")
     return ZdmError("database", safe(error), "see the server's log, then run it again")

@@ -50,6 +50,8 @@ def read(context: Context) -> Plan:
             if (conflict := entry.conflict(context.migration)) is not None:
                 raise conflict
             catalog, change, warnings = entry.catalog, bound(context, entry), entry.catalog.warnings
+            refused = session.named("catalog.refuses_writes")
+            warnings = (*(f"the database {fact}: no phase runs; {way_out}" for fact, way_out in refused), *warnings)
         else:
             survey = look(session, context)
             catalog, warnings = survey.catalog, tuple(survey.warnings)

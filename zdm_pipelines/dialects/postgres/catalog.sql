@@ -1,12 +1,20 @@
 -- is_replica: Whether the server only replays another's WAL.
 SELECT pg_is_in_recovery();
 
+-- refuses_writes: Why nothing can be written here, and what to do about it; no row: it can.
+SELECT 'is a read-only replica', 'point the URL at the primary, or at both with target_session_attrs=read-write'
+WHERE pg_is_in_recovery()
+UNION ALL
+SELECT 'default_transaction_read_only is on for our role', CASE source
+         WHEN 'client' THEN 'take it out of the options of the URL'
+         ELSE format('ALTER ROLE %I IN DATABASE %I SET default_transaction_read_only = off', session_user, current_database()) END
+FROM pg_settings WHERE name = 'default_transaction_read_only' AND setting = 'on' AND NOT pg_is_in_recovery();
+
 -- oid: The oid of a relation, by its quoted name ($1); null when there is none.
 SELECT to_regclass($1)::oid;
 
--- about_server: Version, replica or not, read-only or not, our role and what the role may see, and replicas.
-SELECT current_setting('server_version'), pg_is_in_recovery(), current_setting('transaction_read_only')::bool,
-       session_user, (SELECT rolsuper FROM pg_roles WHERE rolname = session_user),
+-- about_server: Version, our role and what the role may see, and replicas.
+SELECT current_setting('server_version'), session_user, (SELECT rolsuper FROM pg_roles WHERE rolname = session_user),
        pg_has_role('pg_monitor', 'USAGE'), current_setting('wal_level'),
        (SELECT count(*) FROM pg_stat_replication);
 

@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import os
-import re
 import socket
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import psycopg
 from psycopg import errors
-from psycopg.conninfo import conninfo_to_dict
 from psycopg.rows import TupleRow
 
 from zdm_pipelines.dialects.postgres.environment import FIXED
@@ -22,8 +20,8 @@ from zdm_pipelines.dialects.postgres.rows import PostgresRows
 from zdm_pipelines.dialects.postgres.statements import named_statements
 from zdm_pipelines.dialects.postgres.sync import PostgresSyncNotes
 from zdm_pipelines.dialects.postgres.timeouts import milliseconds
-from zdm_pipelines.dialects.server import Fault
-from zdm_pipelines.model.errors import DatabaseUnreachable, MappingFailed, MissingPrivilege
+from zdm_pipelines.dialects.postgres.urls import cause, parsed, where
+from zdm_pipelines.model.errors import DatabaseUnreachable
 from zdm_pipelines.model.values import Statement
 
 
@@ -102,6 +100,7 @@ _SETTINGS = {
     "tcp_keepalives_idle": "10",
     "tcp_keepalives_interval": "5",
     "tcp_keepalives_count": "3",
+    "tcp_user_timeout": "30000",
     "idle_session_timeout": "0",
     "statement_timeout": "0",
     "lock_timeout": "0",
@@ -113,6 +112,8 @@ _SETTINGS = {
     # A function that does not even parse is found before it stands in the application's way.
     "check_function_bodies": "on",
     "client_min_messages": "warning",
+    "exit_on_error": "off",  # what fails is tried again, or said
+    "gin_fuzzy_search_limit": "0",  # an index gives all that it finds
     "default_table_access_method": "heap",  # the ledger's tables are updated, and rows are found by their place
     "plan_cache_mode": "auto",
     # A batch goes by an index, and writes rows by their place: without these it would read the table each time.
@@ -132,34 +133,6 @@ _OPTIONS = " ".join(f"-c {name}={value}" for name, value in _SETTINGS.items())
 _OF_THE_MACHINE = ("PGTZ", "PGDATESTYLE")
 
 
-def where(url: str) -> str:
-    """host:port/database of a URL, for messages; never user or password."""
-    try:
-        parts = _parsed(url)
-    except DatabaseUnreachable:
-        return "an unreadable URL"
-    return f"{parts.get('host', 'localhost')}:{parts.get('port', '5432')}/{parts.get('dbname', '')}"
-
-
-def _parsed(url: str) -> dict[str, Any]:
-    """A URL's parts; the server library's own complaint would quote it, password included."""
-    unreadable = "write postgresql://user:password@host:5432/dbname; in a password, % is %25, @ is %40, / is %2F"
-    try:
-        parts = conninfo_to_dict(url)
-    except psycopg.ProgrammingError:
-        fact = "its URL names a SQLAlchemy driver" if url.startswith("postgresql+") else "its URL cannot be read"
-        raise DatabaseUnreachable("database", fact, unreadable) from None
-    if "@" in str(parts.get("host", "")) or not re.fullmatch(r"[0-9,]*", str(parts.get("port", ""))):
-        raise DatabaseUnreachable("database", "its URL holds an @ or / that is not meant as one", unreadable)
-    return parts
-
-
-def _cause(error: psycopg.Error) -> str:
-    """The line that says why; the library adds a question and, for several addresses, a line each."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip() and not line.strip().endswith("?")]
-    return lines[-1].removeprefix("connection failed: ") if lines else type(error).__name__
-
-
 _answered: dict[str, float] = {}  # what errors call the database, and when it took a connection last
 
 
@@ -174,7 +147,7 @@ def parameters(url: str, *, purpose: str) -> dict[str, Any]:
     Raises:
         DatabaseUnreachable: the URL cannot be read.
     """
-    given = _parsed(url)
+    given = parsed(url)
     for name in _OF_THE_MACHINE:
         os.environ.pop(name, None)
     return {
@@ -199,10 +172,9 @@ def connect(url: str, *, purpose: str, autocommit: bool = True) -> Connection:
     try:
         # RawCursor: $1, $2: a % in a name or in the user's SQL stays a %
         conn = Connection.connect(url, autocommit=autocommit, cursor_factory=psycopg.RawCursor, **given)
-    except psycopg.Error as error:
-        raise DatabaseUnreachable(
-            f"database {where(url)}", f"cannot connect: {_cause(error)}", "check the URL and that the server is up"
-        ) from None
+    except (psycopg.Error, UnicodeError) as error:  # the latter: a host that is no name
+        fact, way_out = cause(error, url)
+        raise DatabaseUnreachable(f"database {where(url)}", f"cannot connect: {fact}", way_out) from None
     if conn.info.server_version < MINIMUM_VERSION:
         version = conn.info.server_version
         conn.close()
@@ -279,90 +251,3 @@ def scalar(conn: Connection, sql: str, params: Any = None) -> Any:
     """The first column of the first row, None without rows."""
     rows = query(conn, sql, params)
     return rows[0][0] if rows else None
-
-
-# admin shutdown, crash shutdown, cannot connect now, database dropped, idle in transaction for too long
-_ENDED = ("57P01", "57P02", "57P03", "57P04", "25P03")
-
-
-def lost(error: BaseException) -> bool:
-    """Whether the connection is gone, so that the outcome of what ran on it must be looked up."""
-    if isinstance(error, DatabaseUnreachable):
-        return True
-    if not isinstance(error, (psycopg.OperationalError, psycopg.InterfaceError, psycopg.InternalError)):
-        return False
-    return error.sqlstate is None or error.sqlstate.startswith("08") or error.sqlstate in _ENDED
-
-
-def privilege_problem(error: psycopg.Error, thing: str) -> MissingPrivilege:
-    """`permission denied` in our words."""
-    return MissingPrivilege(
-        thing,
-        f"the role may not do this ({error.diag.message_primary or error})",
-        "let the owner of the table run the migration, or grant what docs/production.md lists",
-    )
-
-
-_FAULTS: Mapping[Fault, tuple[type[psycopg.Error], ...]] = {
-    Fault.LOCK_BUSY: (errors.LockNotAvailable,),
-    # The latter: a BEFORE trigger wrote another row of the same statement; of fewer rows it has not.
-    Fault.CANCELLED: (errors.QueryCanceled, errors.TriggeredDataChangeViolation),
-    Fault.CONFLICT: (errors.DeadlockDetected, errors.SerializationFailure, errors.TransactionRollback),
-    Fault.PRIVILEGE: (errors.InsufficientPrivilege,),
-    Fault.TOO_LARGE: (errors.ProgramLimitExceeded,),
-    Fault.TAKEN: (errors.DuplicateTable, errors.DuplicateObject),
-}
-
-
-def fault(error: BaseException) -> Fault | None:
-    """Which kind of failure it is; None: no error of the driver, nor a server that cannot be reached."""
-    if lost(error):
-        return Fault.LOST
-    if not isinstance(error, psycopg.Error):
-        return None
-    for kind, classes in _FAULTS.items():
-        if isinstance(error, classes):
-            return kind
-    return Fault.OF_DATA if of_data(error) else Fault.OTHER
-
-
-# What an expression raises over a row's values: several rows from a subquery, data, constraints, a function's own
-# exceptions.
-_OF_DATA = ("21", "22", "23", "38", "P0")
-
-
-def of_data(error: psycopg.Error) -> bool:
-    """Whether it is the row's values that the server complains about."""
-    return (error.sqlstate or "").startswith(_OF_DATA)
-
-
-def safe(error: psycopg.Error) -> str:
-    """What went wrong, without the row's values that errors of data quote in their message."""
-    state = error.sqlstate or ""
-    if of_data(error):
-        return f"{type(error).__name__} (SQLSTATE {state})"
-    return (error.diag.message_primary or str(error)).strip()
-
-
-def words(error: psycopg.Error) -> frozenset[str]:
-    """The words by which the server says where it was: functions, and what their statements name.
-
-    They are compared with names, in whatever language the server speaks, and never shown: a statement may hold values.
-    """
-    return frozenset(re.findall(r"[\w$]+", error.diag.context or ""))
-
-
-@contextmanager
-def mapping(thing: str) -> Iterator[None]:
-    """Statements that evaluate `up` or `down`: what they raise over a row is told without the row's values.
-
-    Raises:
-        MappingFailed: one of them raised.
-    """
-    try:
-        yield
-    except psycopg.Error as error:
-        if not of_data(error):
-            raise
-        fact = f"a declared expression fails for a row: {safe(error)}"
-        raise MappingFailed(thing, fact, "correct that row, or the expression after a rollback") from None

@@ -15,8 +15,9 @@ import psycopg
 
 from zdm_pipelines.dialects.postgres import keys
 from zdm_pipelines.dialects.postgres.builds import SHORT
-from zdm_pipelines.dialects.postgres.connection import Connection, attempt, safe, undone
+from zdm_pipelines.dialects.postgres.connection import Connection, attempt, undone
 from zdm_pipelines.dialects.postgres.expressions import expression
+from zdm_pipelines.dialects.postgres.faults import stated
 from zdm_pipelines.dialects.postgres.indexes import Index, print_alike
 from zdm_pipelines.dialects.postgres.literals import text
 from zdm_pipelines.model.errors import Problem
@@ -170,7 +171,7 @@ def try_index(conn: Connection, found: Catalog, change: Declared) -> NewIndex:
                 printed, predicate, elements, alike, columns = conn.named("indexes.tried", found.oid)[0]
     except psycopg.Error as error:
         thing = f"index {quote(change.name)} on ({', '.join(change.columns)})"
-        why = error.diag.message_primary or safe(error)  # the copy has no rows, so no message quotes their values
+        why = stated(error)  # the copy has no rows
         raise Problem(thing, f"cannot be built ({why})", "correct the declaration of the index") from None
     index = Index(
         name=change.name,

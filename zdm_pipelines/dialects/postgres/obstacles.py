@@ -7,8 +7,9 @@ from collections.abc import Iterable, Sequence
 import psycopg
 
 from zdm_pipelines.dialects.postgres import keys
-from zdm_pipelines.dialects.postgres.connection import Connection, query, safe
+from zdm_pipelines.dialects.postgres.connection import Connection, query
 from zdm_pipelines.dialects.postgres.expressions import expression
+from zdm_pipelines.dialects.postgres.faults import safe
 from zdm_pipelines.model.errors import Problem
 from zdm_pipelines.model.names import TableName, quote
 from zdm_pipelines.model.values import Catalog

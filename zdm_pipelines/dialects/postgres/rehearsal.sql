@@ -1,6 +1,9 @@
 -- copy: The oid of the copy.
 SELECT 'pg_temp.zdm_rehearsed'::regclass::oid::bigint;
 
+-- blind: Whether the server counts nothing in our sessions, so that a scan is not seen.
+SELECT current_setting('track_counts') <> 'on';
+
 -- state: The file in which a table lies, and how often it was read in the present transaction.
 SELECT pg_relation_filenode($1::oid)::bigint, coalesce(pg_stat_get_xact_numscans($1::oid), 0)::bigint;
 

@@ -9,9 +9,10 @@ from typing import Any
 
 from zdm_pipelines.dialects.postgres import upgrade as upgrades
 from zdm_pipelines.dialects.postgres.builds import HARMLESS
-from zdm_pipelines.dialects.postgres.connection import Connection, connect, connected, set_deadline, where
+from zdm_pipelines.dialects.postgres.connection import Connection, connect, connected, set_deadline
 from zdm_pipelines.dialects.postgres.signals import signal_named
 from zdm_pipelines.dialects.postgres.statements import named_statements
+from zdm_pipelines.dialects.postgres.urls import where
 from zdm_pipelines.model.errors import SpecError
 from zdm_pipelines.model.names import TableName
 from zdm_pipelines.model.signals import Signal, Surroundings

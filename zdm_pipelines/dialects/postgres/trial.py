@@ -11,9 +11,10 @@ from typing import Literal
 import psycopg
 
 from zdm_pipelines.dialects.postgres import catalog as catalogs
-from zdm_pipelines.dialects.postgres.connection import Connection, attempt, query, safe, scalar
+from zdm_pipelines.dialects.postgres.connection import Connection, attempt, query, scalar
 from zdm_pipelines.dialects.postgres.environment import plain
 from zdm_pipelines.dialects.postgres.expressions import expression
+from zdm_pipelines.dialects.postgres.faults import safe
 from zdm_pipelines.model.errors import Problem
 from zdm_pipelines.model.names import quote
 from zdm_pipelines.model.values import Column

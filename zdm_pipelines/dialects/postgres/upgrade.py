@@ -11,6 +11,7 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.pool import NullPool
 
 from zdm_pipelines.dialects.postgres.connection import fault, parameters, safe
+from zdm_pipelines.dialects.postgres.statements import named_statements
 from zdm_pipelines.dialects.server import Fault
 from zdm_pipelines.model.errors import LockNotAcquired, MissingPrivilege, StateConflict
 
@@ -29,7 +30,10 @@ def upgrade_ledger(url: str, upgrade: Callable[[Connection], None], *, head: str
 
 def _upgrade(url: str, upgrade: Callable[[Connection], None], head: str) -> None:
     def connected() -> psycopg.Connection[Any]:
-        return psycopg.connect(url, **parameters(url, purpose="ledger"))
+        conn = psycopg.connect(url, **parameters(url, purpose="ledger"))
+        conn.execute(named_statements()["environment.own"].encode())
+        conn.commit()
+        return conn
 
     engine = create_engine("postgresql+psycopg://", creator=connected, poolclass=NullPool)
     with engine.begin() as connection:

@@ -15,7 +15,8 @@ from dataclasses import dataclass
 import psycopg
 from psycopg import errors
 
-from zdm_pipelines.dialects.postgres.connection import Connection, query, safe
+from zdm_pipelines.dialects.postgres.connection import Connection, query
+from zdm_pipelines.dialects.postgres.faults import safe
 from zdm_pipelines.model.names import TableName
 from zdm_pipelines.model.units import Unit, for_people
 

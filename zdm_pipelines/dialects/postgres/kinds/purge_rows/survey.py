@@ -14,8 +14,9 @@ from zdm_pipelines.dialects.postgres import applications, obstacles, subscribers
 from zdm_pipelines.dialects.postgres import catalog as catalogs
 from zdm_pipelines.dialects.postgres.archive import TRANSACTION, Archive
 from zdm_pipelines.dialects.postgres.children import Child, Fate, Search, unseen
-from zdm_pipelines.dialects.postgres.connection import Connection, attempt, safe, scalar, undone
+from zdm_pipelines.dialects.postgres.connection import Connection, attempt, scalar, undone
 from zdm_pipelines.dialects.postgres.expressions import expression
+from zdm_pipelines.dialects.postgres.faults import safe, stated
 from zdm_pipelines.dialects.postgres.kinds.purge_rows.declared import Declared, Facts
 from zdm_pipelines.model.errors import Problem
 from zdm_pipelines.model.names import TableName, quote
@@ -117,7 +118,7 @@ def _judge(conn: Connection, found: Catalog, where: str, once: dict[str, str]) -
                 "compute the moment once, as once: {cutoff: \"now() - interval '90 days'\"} and where: created_at < "
                 "cutoff; or write it out with its time zone",
             ) from None
-        why = (error.diag.message_primary or safe(error)).replace("column generation expression", "where")
+        why = stated(error).replace("column generation expression", "where")
         raise Problem(f"where: {where}", f"is no predicate over one row ({why})", "correct where") from None
 
 

@@ -15,7 +15,8 @@ from dataclasses import dataclass, replace
 
 import psycopg
 
-from zdm_pipelines.dialects.postgres.connection import Connection, attempt, query, safe, scalar
+from zdm_pipelines.dialects.postgres.connection import Connection, attempt, query, scalar
+from zdm_pipelines.dialects.postgres.faults import safe
 from zdm_pipelines.dialects.postgres.indexes import print_alike
 from zdm_pipelines.dialects.postgres.kinds.replace_column.declared import GIVEN_UP, Declared
 from zdm_pipelines.dialects.postgres.kinds.replace_column.meaning import Meaning, judge

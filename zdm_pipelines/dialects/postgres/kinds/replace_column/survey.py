@@ -12,9 +12,10 @@ import psycopg
 from zdm_pipelines.dialects.postgres import applications, inventory, obstacles, rehearsal, subscribers
 from zdm_pipelines.dialects.postgres import catalog as catalogs
 from zdm_pipelines.dialects.postgres.builds import not_null_check
-from zdm_pipelines.dialects.postgres.connection import Connection, attempt, query, safe, scalar, undone
+from zdm_pipelines.dialects.postgres.connection import Connection, attempt, query, scalar, undone
 from zdm_pipelines.dialects.postgres.environment import plain
 from zdm_pipelines.dialects.postgres.expressions import TRIGGER_PREFIX, expression
+from zdm_pipelines.dialects.postgres.faults import safe
 from zdm_pipelines.dialects.postgres.inventory import Inventory
 from zdm_pipelines.dialects.postgres.kinds.replace_column.declared import Declared, Facts
 from zdm_pipelines.dialects.postgres.kinds.replace_column.rebuilds import COPY, Rebuilds
