@@ -10,7 +10,8 @@ from sqlalchemy import Connection, create_engine, text
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.pool import NullPool
 
-from zdm_pipelines.dialects.postgres.connection import fault, parameters, safe
+from zdm_pipelines.dialects.postgres.connection import parameters
+from zdm_pipelines.dialects.postgres.faults import fault, safe
 from zdm_pipelines.dialects.postgres.statements import named_statements
 from zdm_pipelines.dialects.server import Fault
 from zdm_pipelines.model.errors import LockNotAcquired, MissingPrivilege, StateConflict
