@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Iterator
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,19 +11,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from zdm_pipelines import ledger
-from zdm_pipelines.changes import bind
-from zdm_pipelines.dialects import server_at
 from zdm_pipelines.dialects.postgres.connection import Connection, connected
-from zdm_pipelines.engine.pace import Pace
-from zdm_pipelines.engine.rows import ranges, revisit, worker
-from zdm_pipelines.engine.rows.strides import Strides
-from zdm_pipelines.engine.rows.worker import RangeWorker
-from zdm_pipelines.ledger import ranges as stored
-from zdm_pipelines.model.migration import Backfill
-from zdm_pipelines.model.values import Moved
 from zdm_pipelines.sandbox.postgres import Cluster
+from zdm_pipelines_tests import schedules
 from zdm_pipelines_tests.helpers import expanded, people, replaced
+from zdm_pipelines_tests.schedules import Application, Backfilling, Transaction, backfillings, transactions
 
 M = replaced()
 KEYS = st.integers(1, 24)
@@ -72,8 +62,19 @@ SHAPES = st.one_of(
 )
 
 
+class OneStatement:
+    """An act of a single statement."""
+
+    def sql(self) -> str:
+        raise NotImplementedError
+
+    def run(self, conn: psycopg.Connection[Any]) -> Iterator[None]:
+        conn.execute(self.sql().encode())
+        yield from ()
+
+
 @dataclass(frozen=True)
-class Put:
+class Put(OneStatement):
     """Insert a row, or write it where it stands."""
 
     key: int
@@ -92,7 +93,7 @@ class Put:
 
 
 @dataclass(frozen=True)
-class Write:
+class Write(OneStatement):
     """Write all rows of an interval of keys."""
 
     key: int
@@ -110,7 +111,7 @@ class Write:
 
 
 @dataclass(frozen=True)
-class Note:
+class Note(OneStatement):
     """Write what is of no shape."""
 
     key: int
@@ -123,7 +124,7 @@ class Note:
 
 
 @dataclass(frozen=True)
-class Delete:
+class Delete(OneStatement):
     key: int
 
     def sql(self) -> str:
@@ -134,7 +135,7 @@ class Delete:
 
 
 @dataclass(frozen=True)
-class Move:
+class Move(OneStatement):
     """Change a row's key to one that is free."""
 
     key: int
@@ -149,8 +150,7 @@ class Move:
             rows[self.to] = rows.pop(self.key)
 
 
-Act = Put | Write | Note | Delete | Move
-ACTS: st.SearchStrategy[Act] = st.one_of(
+ACTS: st.SearchStrategy[OneStatement] = st.one_of(
     st.builds(Put, KEYS, SHAPES),
     st.builds(Write, KEYS, KEYS, SHAPES),
     st.builds(Note, KEYS),
@@ -158,75 +158,6 @@ ACTS: st.SearchStrategy[Act] = st.one_of(
     st.builds(Move, KEYS, KEYS),
     st.builds(Move, st.integers(13, 24), st.integers(1, 12)),  # mostly to where the backfill has been
 )
-
-
-@dataclass(frozen=True)
-class Transaction:
-    """Acts with a batch between each two of them; its locks are had until it ends."""
-
-    acts: tuple[Act, ...]
-    undone: frozenset[int]  # places of acts whose savepoint is rolled back
-    commits: bool
-
-
-TRANSACTIONS = st.builds(
-    Transaction,
-    st.lists(ACTS, min_size=1, max_size=4).map(tuple),
-    st.frozensets(st.integers(0, 3), max_size=1),
-    st.booleans(),
-)
-
-
-class Application:
-    """Does the next thing of a schedule whenever it is asked to."""
-
-    def __init__(self, conn: psycopg.Connection[Any], before: Rows, schedule: list[Transaction]) -> None:
-        self.conn = conn
-        self.rows = dict(before)  # committed
-        self._steps = self._run(schedule)
-
-    def step(self, *_: object) -> None:
-        next(self._steps, None)
-
-    def finish(self) -> None:
-        for _ in self._steps:
-            pass
-
-    def _run(self, schedule: list[Transaction]) -> Iterator[None]:
-        for transaction in schedule:
-            rows = dict(self.rows)
-            for place, act in enumerate(transaction.acts):
-                undone = place in transaction.undone
-                self.conn.execute("SAVEPOINT here")
-                self.conn.execute(act.sql())
-                if undone:
-                    self.conn.execute("ROLLBACK TO SAVEPOINT here")
-                else:
-                    act.model(rows)
-                yield
-            if transaction.commits:
-                self.conn.commit()
-                self.rows = rows
-            else:
-                self.conn.rollback()
-            yield
-
-
-class Unthrottled:
-    def __init__(self, batch_rows: int) -> None:
-        self.pace = Pace(Backfill(batch_rows=batch_rows))
-
-    def turn(self, conn: Any) -> AbstractContextManager[object]:
-        return contextlib.nullcontext()
-
-    def release(self, conn: Any) -> None:
-        pass
-
-    def rest(self, conn: Any, seconds: float) -> None:
-        pass
-
-    def statement_timeout(self) -> float:
-        return 60.0
 
 
 @pytest.fixture(scope="module")
@@ -253,69 +184,36 @@ def app(url: str) -> Iterator[psycopg.Connection[Any]]:
 
 @pytest.fixture(autouse=True, scope="module")
 def hurrying() -> Iterator[None]:
-    """Rows that are locked are come back to at once: who has them goes on when we do."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(revisit, "_FIRST_PAUSE", 0.0)
-        patch.setattr(worker, "_QUEUE_SECONDS", 0.01)
+    with schedules.hurrying():
         yield
 
 
-def begin_anew(app: psycopg.Connection[Any], entry: ledger.Entry, before: dict[int, str | None]) -> None:
+def begin_anew(app: psycopg.Connection[Any], before: dict[int, str | None]) -> None:
     """Rows as they were before the migration, in ranges that nobody has begun."""
     app.rollback()
     app.execute("TRUNCATE people")
     app.execute("SET LOCAL zdm.backfill = 'on'")  # the triggers see nothing
     for key, value in before.items():
         app.execute("INSERT INTO people (id, full_name) VALUES (%s, %s)", (key, value))
-    app.execute("DELETE FROM zdm.range WHERE migration_id = %s", (entry.id,))
+    app.execute("DELETE FROM zdm.range")
     app.commit()
 
 
 @given(
     before=st.dictionaries(KEYS, st.one_of(st.none(), VALUES), min_size=6, max_size=20),
-    cuts=st.lists(KEYS, unique=True, max_size=2).map(sorted),
-    schedule=st.lists(TRANSACTIONS, max_size=8),
-    batch_rows=st.integers(1, 4),
-    passes=st.sampled_from([1, 2, 4]),
-    interrupted=st.frozensets(st.integers(1, 12), max_size=2),
+    schedule=st.lists(transactions(ACTS), max_size=8),
+    backfilling=backfillings(KEYS),
 )
 def test_any_schedule(
     ours: Connection,
     app: psycopg.Connection[Any],
     before: dict[int, str | None],
-    cuts: list[int],
-    schedule: list[Transaction],
-    batch_rows: int,
-    passes: int,
-    interrupted: frozenset[int],
+    schedule: list[Transaction[Pair]],
+    backfilling: Backfilling,
 ) -> None:
-    entry = ledger.find(ours, M.name)
-    assert entry is not None
-    begin_anew(app, entry, before)
-    whole = ranges.Stretch(lower=None, upper=None)
-    stored.store(ours, entry.id, ranges.between([(str(cut),) for cut in cuts], within=whole, first_ordinal=1))
-    application, batches = Application(app, {key: (value, up(value)) for key, value in before.items()}, schedule), 0
-
-    def between(_: Moved) -> None:
-        nonlocal batches
-        batches += 1
-        application.step()
-        if batches in interrupted:
-            raise KeyboardInterrupt
-
-    rows = bind(M, server_at(""), entry.catalog, entry.facts, migration_id=entry.id).rows
-    assert rows is not None
-    application.step()
-    for which in stored.progress(ours, entry.id):
-        for _ in range(len(interrupted) + 1):
-            with contextlib.suppress(KeyboardInterrupt):
-                RangeWorker(
-                    ours, migration_id=entry.id, name=M.name, work=rows, control=Unthrottled(batch_rows),
-                    strides=Strides(lambda: passes), patience=20.0, tell=between,
-                ).run(which.range)  # fmt: skip
-                break
-    assert all(r.done for r in stored.progress(ours, entry.id))
-    application.finish()
+    begin_anew(app, before)
+    application = Application(app, {key: (value, up(value)) for key, value in before.items()}, schedule)
+    backfilling.run(ours, M, application)
     held = {
         key: (old, new) for key, old, new in app.execute("SELECT id, full_name, display_name FROM people").fetchall()
     }
