@@ -117,7 +117,7 @@ def _progress_reasons(session: Session, entry: ledger.Entry, lifecycle: Lifecycl
     if not left or lifecycle.row_phase is Phase.CONTRACT:
         return []
     named = ", ".join(left[:_NAMED]) + (", …" if len(left) > _NAMED else "")
-    return [f"{len(left)} of {len(known)} ranges are not backfilled: {named}"]
+    return [f"{len(left)} of {len(known)} ranges are not backfilled: {named}; run backfill, then validate"]
 
 
 def _check_reasons(session: Session, entry: ledger.Entry, checks: Sequence[str]) -> list[str]:
@@ -127,7 +127,7 @@ def _check_reasons(session: Session, entry: ledger.Entry, checks: Sequence[str])
         if name not in verdicts:
             reasons.append(f"check {name} never ran on this data: run validate")
         elif not verdicts[name][0]:
-            reasons.append(f"check {name} failed: {verdicts[name][1]}")
+            reasons.append(f"check {name} failed: {verdicts[name][1]}; mend it, then run validate")
     return reasons
 
 
@@ -140,7 +140,7 @@ def _window_reasons(session: Session, entry: ledger.Entry, migration: Migration)
     # The flag's own time, which the database keeps, whoever moves the flag; an earlier ledger has the state's only.
     since = flag.full_since or entry.switched_at if flag else None
     if entry.switched_at is None or since is None:
-        reasons.append("reads were never fully switched")
+        reasons.append("reads were never fully switched: run switch_reads")
     elif (left := migration.contract.confidence_window - _age(session, since)) > 0:
         reasons.append(
             f"reads are fully switched since {since:%Y-%m-%d %H:%M:%S %Z}; "

@@ -16,11 +16,6 @@ from zdm_pipelines.model.errors import Judged, PreflightError, Problem, StateCon
 from zdm_pipelines.model.states import Phase, State
 from zdm_pipelines.model.values import Relation
 
-_REFUSED = (
-    "the server refuses to try the change on a temporary copy",
-    "see which trigger on events, extension or setting does so, and let it take changes of the schema by our role",
-)
-
 
 def look(session: Session, context: Context) -> Survey:
     """What the server says of the declared change; changes nothing.
@@ -37,18 +32,27 @@ def look(session: Session, context: Context) -> Survey:
     except Problem as problem:
         raise PreflightError(migration.name, [problem]) from None
     except DatabaseError as error:
-        refused = {
-            Fault.PRIVILEGE: ("the role may not do this", "see docs/production.md for the grants"),
-            Fault.OTHER: _REFUSED, Fault.OF_DATA: _REFUSED, Fault.TAKEN: _REFUSED, Fault.TOO_LARGE: _REFUSED,
-        }.get(fault(error) or Fault.LOST)  # fmt: skip
-        if refused is None:
+        if (refused := _refused(error, f"table {migration.table}")) is None:
             raise
-        fact, way_out = f"{refused[0]} ({safe(error)})", refused[1]
-        raise PreflightError(migration.name, [Problem(f"table {migration.table}", fact, way_out)]) from None
+        raise PreflightError(migration.name, [refused]) from None
     said = migration.contract.unaffected
     if problems := [p for p in (*taken, *found.problems) if not (isinstance(p, Judged) and p.thing in said)]:
         raise PreflightError(migration.name, problems)
     return found
+
+
+def _refused(error: DatabaseError, thing: str) -> Problem | None:
+    """What the server has against looking; None: it is no refusal."""
+    why = fault(error)
+    if why is Fault.PRIVILEGE:
+        return Problem(thing, f"the role may not do this ({safe(error)})", "see docs/production.md for the grants")
+    if why not in (Fault.OTHER, Fault.OF_DATA, Fault.TAKEN, Fault.TOO_LARGE):
+        return None
+    fact = f"the server refuses to try the change on a temporary copy ({safe(error)})"
+    way_out = (
+        "see which trigger on events, extension or setting does so, and let it take changes of the schema by our role"
+    )
+    return Problem(thing, fact, way_out)
 
 
 def as_begun(context: Context, session: Session) -> Context:

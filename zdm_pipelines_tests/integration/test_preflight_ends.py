@@ -162,7 +162,7 @@ PURGE: dict[str, Any] = {"kind": "purge_rows", "where": "id < 10"}
         (EXTRACT, "ALTER TABLE people ADD zdm_tombstone_full_name text", "a later step needs"),
         (EXTRACT, "CREATE TYPE t AS (id bigint, full_name text, note text); ALTER TABLE people OF t", "composite type"),
         (PURGE, "ALTER TABLE people REPLICA IDENTITY NOTHING; CREATE PUBLICATION p FOR TABLE people", "publishes each DELETE"),
-        (PURGE, "CREATE RULE r AS ON DELETE TO people DO INSTEAD NOTHING", "has rules"),
+        (PURGE, "CREATE RULE r AS ON DELETE TO people DO INSTEAD NOTHING", "rewrites each DELETE"),
     ],
 )  # fmt: skip
 def test_other_kinds(database: str, change: dict[str, Any], setup: str, fact: str) -> None:

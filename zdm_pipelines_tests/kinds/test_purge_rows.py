@@ -166,7 +166,7 @@ def test_tables_that_are_refused(database: str) -> None:
         with pytest.raises(Problem, match=said):
             walking.survey(database, declare(table))
     assert [p.fact for p in walking.survey(database, declare("ruled")).problems] == [
-        "has rules, which may rewrite a delete"
+        "rewrites each DELETE, our own too"
     ]
 
 
@@ -553,7 +553,9 @@ def test_archive_is_dropped_when_its_window_has_ended(database: str) -> None:
     bound = walking.change(database, declared, found, tombstoned=True)
     assert bound.retire is not None
     sql(database, "CREATE VIEW peek AS SELECT * FROM archive.gone_lines")
-    assert reasons(database, bound) == ["rule _RETURN on view peek reads archive archive.gone_lines"]
+    assert reasons(database, bound) == [
+        "rule _RETURN on view peek reads archive archive.gone_lines: drop it, or make it anew without that"
+    ]
     sql(database, "DROP VIEW peek")
     assert reasons(database, bound) == []
     walking.run(database, bound.retire.drop())

@@ -14,6 +14,11 @@ from zdm_pipelines.model.values import Catalog, Column
 
 _NOBODYS = ("pg_catalog", "information_schema", "pg_toast", "zdm")  # schemas without tables of the application's
 
+ANOTHER_KEY = (
+    "the key must stay as it is: make another one the primary key first, by CREATE UNIQUE INDEX CONCURRENTLY over "
+    "columns that stay and, in one ALTER TABLE, DROP CONSTRAINT and ADD PRIMARY KEY USING INDEX"
+)
+
 
 def _close(word: str, possible: Sequence[str]) -> str:
     found = difflib.get_close_matches(word, possible, n=3, cutoff=0.6)
@@ -62,22 +67,20 @@ def read(conn: Connection, table: TableName, *, partitioned: bool = False, keyle
     if conn.named("obstacles.about", oid)[0][0]:
         raise Problem(thing, "is temporary: no other session sees its rows", "name a table that stays")
     in_tree = kind == "p" or is_partition
+    only = "this kind of change works on ordinary tables only, so far"
     if in_tree and not partitioned:
-        raise Problem(thing, "is partitioned", "this kind of change works on ordinary tables only, so far")
+        fact = "is partitioned" if kind == "p" else "is a partition of a table that is partitioned"
+        raise Problem(thing, fact, only if kind == "p" else _apart(conn, oid, only))
     if kind not in ("r", "p"):
         what = {"v": "a view", "m": "a materialized view", "f": "a foreign table"}.get(kind, f"relkind {kind!r}")
         raise Problem(thing, f"is {what}", "name the table that holds the rows")
     if inherits and not in_tree:
-        raise Problem(
-            thing,
-            "has a parent or children by inheritance",
-            "this kind of change works on ordinary tables only, so far",
-        )
+        raise Problem(thing, "has a parent or children by inheritance", _apart(conn, oid, only))
     if not ours:
         raise Problem(
             thing,
             f"belongs to role {owner}, which we are not a member of",
-            f"connect as {owner} or GRANT {quote(owner)} to our role",
+            f"connect as {owner}, or GRANT {quote(owner)} TO {quote(conn.info.user)}",
         )
     columns = tuple(
         Column(name=n, type=t, not_null=nn, default=d, generated=g, identity=i, number=no)
@@ -89,7 +92,8 @@ def read(conn: Connection, table: TableName, *, partitioned: bool = False, keyle
         raise Problem(
             thing,
             "has no primary key",
-            "ranges and checkpoints need one: add it, CREATE UNIQUE INDEX CONCURRENTLY first",
+            "ranges and checkpoints need one: CREATE UNIQUE INDEX CONCURRENTLY over columns that are NOT NULL, then "
+            f"ALTER TABLE {table.sql} ADD PRIMARY KEY USING INDEX it",
         )
     return Catalog(
         table=table, oid=oid, rows=estimate, bytes=size, columns=columns, key=key, environment=recorded(conn)
@@ -100,13 +104,45 @@ def hidden_rows(conn: Connection, table: TableName, oid: int) -> list[Problem]:
     """What keeps us from seeing every row of a table: rows that we do not see would be neither moved nor compared."""
     if not conn.value("catalog.hides_rows", oid):
         return []
-    way_out = "connect as a role with BYPASSRLS, or as the owner without FORCE ROW LEVEL SECURITY"
+    # The table is ours: its policies hold for its owner only where that is forced.
+    way_out = f"connect as a role with BYPASSRLS, or ALTER TABLE {table.sql} NO FORCE ROW LEVEL SECURITY"
     return [Problem(f"table {table}", "has row-level security that may hide rows from our role", way_out)]
 
 
-def referenced(conn: Connection, oid: int, column: Column) -> list[tuple[str, str]]:
-    """Foreign keys that refer to a column, each with the table that has it."""
-    return [(name, other) for name, other in conn.named("catalog.referenced", oid, column.number)]
+def referenced(conn: Connection, found: Catalog, column: Column) -> list[Problem]:
+    """Foreign keys that refer to a column."""
+    thing = f"column {quote(column.name)} of {found.table}"
+    return [
+        Problem(
+            thing,
+            f"is referenced by {other} (foreign key {name})",
+            f"let that refer to another column, or drop it first: ALTER TABLE {exact} DROP CONSTRAINT {quote(name)}",
+        )
+        for name, other, exact in conn.named("catalog.referenced", found.oid, column.number)
+    ]
+
+
+def computed(conn: Connection, found: Catalog, column: Column) -> str | None:
+    """The way out for a column that the server fills; None: the application fills it."""
+    alter = f"ALTER TABLE {found.table.sql} ALTER COLUMN {quote(column.name)}"
+    if column.identity:
+        return f"{alter} DROP IDENTITY first, and let the application name its value"
+    if not column.generated:
+        return None
+    if conn.value("catalog.is_virtual", found.oid, column.name):
+        return "leave it: its successor is a generated column of its own, which needs no migration"
+    return plain(found, column)
+
+
+def plain(found: Catalog, column: Column) -> str:
+    """The way out for a column that the server computes and keeps."""
+    alter = f"ALTER TABLE {found.table.sql} ALTER COLUMN {quote(column.name)}"
+    return f"{alter} DROP EXPRESSION first, and let the application name its value"
+
+
+def _apart(conn: Connection, oid: int, why: str) -> str:
+    """The way out for a table that has parents or children: what makes it an ordinary one."""
+    return f"{why}: {'; '.join(end for _, end in conn.named('inventory.kin', oid))}"
 
 
 def row_triggers(conn: Connection, oid: int) -> list[tuple[str, bool, bool]]:

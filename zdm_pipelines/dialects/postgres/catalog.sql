@@ -54,12 +54,13 @@ WHERE tgrelid = $1 AND NOT tgisinternal AND (tgtype & 1) <> 0 AND tgenabled <> '
 -- hides_rows: Whether a table has policies that hide rows from us.
 SELECT row_security_active($1::oid);
 
--- has_rules: Whether a table has rules.
-SELECT relhasrules FROM pg_class WHERE oid = $1;
+-- referenced: Foreign keys that refer to a column ($2) of a table, each with the table that has it, as people call it and in full.
+SELECT k.conname, k.conrelid::regclass::text, format('%I.%I', n.nspname, c.relname)
+FROM pg_constraint k JOIN pg_class c ON c.oid = k.conrelid JOIN pg_namespace n ON n.oid = c.relnamespace
+WHERE k.confrelid = $1 AND k.contype = 'f' AND $2::smallint = ANY (k.confkey) ORDER BY 1;
 
--- referenced: Foreign keys that refer to a column ($2) of a table, each with the table that has it.
-SELECT conname, conrelid::regclass::text FROM pg_constraint
-WHERE confrelid = $1 AND contype = 'f' AND $2::smallint = ANY (confkey);
+-- is_virtual: Whether a column ($2) of a table is computed when it is read.
+SELECT attgenerated = 'v' FROM pg_attribute WHERE attrelid = $1 AND attname = $2 AND NOT attisdropped;
 
 -- column_number: The number of a column as it is called now.
 SELECT attnum FROM pg_attribute WHERE attrelid = $1 AND attname = $2 AND NOT attisdropped;

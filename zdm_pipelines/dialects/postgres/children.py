@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 
 from zdm_pipelines.dialects.postgres import catalog as catalogs
+from zdm_pipelines.dialects.postgres import obstacles
 from zdm_pipelines.dialects.postgres.connection import Connection
 from zdm_pipelines.dialects.postgres.held import Held
 from zdm_pipelines.model.errors import Problem
@@ -118,7 +119,8 @@ class Search:
             fate = Fate.CLEARED if cleared else Fate.DELETED if self.delete else Fate.REFUSES
             if own in path:
                 fact = f"leads back to {table if own == oid else referring}"
-                self._refuse(thing, fact, "set it to NULL for the rows that go, and drop it first")
+                drop = f"ALTER TABLE {referring.sql} DROP CONSTRAINT {quote(constraint)}"
+                self._refuse(thing, fact, f"set it to NULL for the rows that go, and drop it first: {drop}")
                 continue
             child = Child(
                 number=len(self.children) + 1, parent=number, table=referring, oid=own, constraint=constraint,
@@ -149,7 +151,5 @@ class Search:
 
 def unseen(conn: Connection, table: TableName, oid: int) -> list[Problem]:
     """What keeps us from seeing every row of a table, or a delete from doing what it says."""
-    problems = catalogs.hidden_rows(conn, table, oid)
-    if conn.value("catalog.has_rules", oid):
-        problems.append(Problem(f"table {table}", "has rules, which may rewrite a delete", "drop them first"))
-    return problems
+    # Rows come back from an archive by INSERT.
+    return [*catalogs.hidden_rows(conn, table, oid), *obstacles.rules(conn, table, oid, "DELETE", "INSERT")]

@@ -16,8 +16,9 @@ WHERE tgrelid = $1 AND NOT tgisinternal AND (tgtype & 1) <> 0 AND (tgtype & 12) 
 
 -- archive_place: Whether a schema is there, whether we may create tables in it, and whether a name in it is taken.
 SELECT to_regnamespace(quote_ident($1)) IS NOT NULL,
-       coalesce(has_schema_privilege(to_regnamespace(quote_ident($1))::oid, 'CREATE'), false),
-       to_regclass(format('%I.%I', $1::text, $2::text)) IS NOT NULL;
+       coalesce(has_schema_privilege(to_regnamespace(quote_ident($1))::oid, 'CREATE')
+                AND has_schema_privilege(to_regnamespace(quote_ident($1))::oid, 'USAGE'), false),
+       EXISTS (SELECT FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace WHERE n.nspname = $1 AND c.relname = $2);
 
 -- owner: Who owns a table, empty when it is our role.
 SELECT coalesce(nullif(pg_get_userbyid(relowner), current_user), '') FROM pg_class WHERE oid = $1;

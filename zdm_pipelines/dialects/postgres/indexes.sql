@@ -47,15 +47,23 @@ FROM pg_index i JOIN pg_class c ON c.oid = i.indexrelid JOIN pg_namespace n ON n
 JOIN pg_class t ON t.oid = i.indrelid LEFT JOIN pg_tablespace s ON s.oid = c.reltablespace
 WHERE n.nspname = $1 AND c.relname = $2;
 
--- holders: What an index cannot be dropped for: constraints that it backs, objects that depend on it.
-SELECT CASE WHEN k.conindid = $1::oid AND k.contype IN ('p', 'u', 'x')
-            THEN 'backs constraint ' || quote_ident(k.conname)
-            ELSE 'is what foreign key ' || quote_ident(k.conname) || ' of ' || k.conrelid::regclass || ' refers to' END
-FROM pg_constraint k WHERE k.conindid = $1::oid AND (k.contype IN ('p', 'u', 'x') OR k.contype = 'f')
-UNION ALL SELECT 'is the replica identity of its table' FROM pg_index WHERE indexrelid = $1::oid AND indisreplident
-UNION ALL SELECT 'belongs to index ' || h.inhparent::regclass || ' of the partitioned table'
-FROM pg_inherits h WHERE h.inhrelid = $1::oid
-UNION ALL SELECT pg_describe_object(d.classid, d.objid, d.objsubid) || ' depends on it'
+-- holders: What an index cannot be dropped for: constraints that it backs, objects that depend on it; each with its way out.
+SELECT 'backs constraint ' || quote_ident(k.conname),
+       format('ALTER TABLE %I.%I DROP CONSTRAINT %I takes the index along: nothing is left to be done then', n.nspname, c.relname, k.conname)
+FROM pg_constraint k JOIN pg_class c ON c.oid = k.conrelid JOIN pg_namespace n ON n.oid = c.relnamespace
+WHERE k.conindid = $1::oid AND k.contype IN ('p', 'u', 'x')
+UNION ALL SELECT 'is what foreign key ' || quote_ident(k.conname) || ' of ' || k.conrelid::regclass || ' refers to',
+       format('ALTER TABLE %I.%I DROP CONSTRAINT %I first', n.nspname, c.relname, k.conname)
+FROM pg_constraint k JOIN pg_class c ON c.oid = k.conrelid JOIN pg_namespace n ON n.oid = c.relnamespace
+WHERE k.conindid = $1::oid AND k.contype = 'f'
+UNION ALL SELECT 'is the replica identity of its table', format('ALTER TABLE %I.%I REPLICA IDENTITY DEFAULT first', n.nspname, c.relname)
+FROM pg_index i JOIN pg_class c ON c.oid = i.indrelid JOIN pg_namespace n ON n.oid = c.relnamespace
+WHERE i.indexrelid = $1::oid AND i.indisreplident
+UNION ALL SELECT 'belongs to index ' || h.inhparent::regclass || ' of the partitioned table',
+       format('DROP INDEX %I.%I takes both, and locks the table and every partition exclusively: run it yourself in a quiet '
+              'moment, with a lock_timeout', n.nspname, c.relname)
+FROM pg_inherits h JOIN pg_class c ON c.oid = h.inhparent JOIN pg_namespace n ON n.oid = c.relnamespace WHERE h.inhrelid = $1::oid
+UNION ALL SELECT pg_describe_object(d.classid, d.objid, d.objsubid) || ' depends on it', 'drop it, or make it anew without the index'
 FROM pg_depend d WHERE d.refclassid = 'pg_class'::regclass AND d.refobjid = $1::oid AND d.deptype = 'n'
   AND d.classid <> 'pg_constraint'::regclass ORDER BY 1;
 

@@ -44,7 +44,8 @@ class Inventory:
         ]
         found += [f"{what}: {end}" for what, end in session.named("inventory.kin", self.oid)]
         found += [
-            f"index {quote(name)} of {self.column} is invalid: let its build end, or DROP INDEX CONCURRENTLY it"
+            f"index {quote(name)} of {self.column} is invalid: let its build end, or DROP INDEX CONCURRENTLY "
+            f"{TableName(schema=self.table.schema, name=name).sql}"
             for _, name, invalid in session.named("inventory.enforced", self.oid, number)
             if invalid
         ]
@@ -53,7 +54,7 @@ class Inventory:
     def _way_out(self, session: Connection, catalog: str, oid: int) -> str:
         new = self.new and session.value("catalog.column_number", self.oid, self.new)
         if self.new is None or new is None:
-            return ""
+            return ": drop it, or make it anew without that"
         statement = Rewriting(table=self.oid, old=self.column, new=self.new).statement(session, catalog, oid)
         return f": {statement}" if statement else f": drop it, or make it anew over {self.new}"
 
@@ -76,7 +77,8 @@ class Inventory:
     @staticmethod
     def _word(name: str) -> re.Pattern[str]:
         plain = re.fullmatch(r"[a-z_][a-z0-9_]*", name) is not None  # then it may be written in any case
-        return re.compile(rf"(?<![\w$]){re.escape(name)}(?![\w$])", re.IGNORECASE if plain else 0)
+        word = f"(?:{re.escape(name)}|{re.escape(quote(name)[1:-1])})"  # in a string, or as an identifier
+        return re.compile(rf"(?<![\w$]){word}(?![\w$])", re.IGNORECASE if plain else 0)
 
     def warnings(self, session: Connection, *, becomes: str = "") -> list[str]:
         """The same before anything is changed: what contract will be refused for.

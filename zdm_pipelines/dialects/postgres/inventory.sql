@@ -27,11 +27,13 @@ WHERE a.attrelid = $1::oid AND a.attname = $2 AND NOT a.attisdropped;
 
 -- kin: Tables that are a table's ($1) parent or child, and its type: what it has, and the statement that ends it.
 SELECT format('table %s inherits from %s: rows there are neither moved nor mirrored', i.inhrelid::regclass, i.inhparent::regclass),
-       CASE WHEN c.relispartition THEN format('ALTER TABLE %s DETACH PARTITION %s', i.inhparent::regclass, i.inhrelid::regclass)
-            ELSE format('ALTER TABLE %s NO INHERIT %s', i.inhrelid::regclass, i.inhparent::regclass) END
-FROM pg_inherits i JOIN pg_class c ON c.oid = i.inhrelid WHERE $1::oid IN (i.inhparent, i.inhrelid)
+       CASE WHEN c.relispartition THEN format('ALTER TABLE %I.%I DETACH PARTITION %I.%I', m.nspname, p.relname, n.nspname, c.relname)
+            ELSE format('ALTER TABLE %I.%I NO INHERIT %I.%I', n.nspname, c.relname, m.nspname, p.relname) END
+FROM pg_inherits i JOIN pg_class c ON c.oid = i.inhrelid JOIN pg_namespace n ON n.oid = c.relnamespace
+JOIN pg_class p ON p.oid = i.inhparent JOIN pg_namespace m ON m.oid = p.relnamespace WHERE $1::oid IN (i.inhparent, i.inhrelid)
 UNION ALL SELECT format('table %s is of type %s, which keeps its columns as they are', c.oid::regclass, c.reloftype::regtype),
-       format('ALTER TABLE %s NOT OF', c.oid::regclass) FROM pg_class c WHERE c.oid = $1::oid AND c.reloftype <> 0;
+       format('ALTER TABLE %I.%I NOT OF', n.nspname, c.relname)
+FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace WHERE c.oid = $1::oid AND c.reloftype <> 0;
 
 -- row_type: What has rows of a table ($1) as its values: the values lose the column, too.
 SELECT DISTINCT pg_describe_object(d.classid, d.objid, d.objsubid) FROM pg_class c JOIN pg_type t ON t.oid = c.reltype
@@ -45,7 +47,7 @@ SELECT format('function %s', p.oid::regprocedure), p.prosrc,
 FROM pg_proc p JOIN pg_namespace n ON n.oid = p.pronamespace JOIN pg_language l ON l.oid = p.prolang
 CROSS JOIN (SELECT t.oid, t.typarray FROM pg_class c JOIN pg_type t ON t.oid = c.reltype WHERE c.oid = $1::oid) y
 WHERE l.lanname NOT IN ('c', 'internal') AND n.nspname NOT IN ('pg_catalog', 'information_schema', 'zdm')
-  AND n.nspname NOT LIKE 'pg\_temp\_%' AND strpos(lower(p.prosrc), lower($2)) > 0
+  AND n.nspname NOT LIKE 'pg\_temp\_%' AND (strpos(lower(p.prosrc), lower($2)) > 0 OR strpos(lower(p.prosrc), lower(replace($2, '"', '""'))) > 0)
   AND NOT EXISTS (SELECT FROM pg_depend d WHERE d.classid = 'pg_proc'::regclass AND d.objid = p.oid AND d.deptype = 'e')
 ORDER BY 1;
 

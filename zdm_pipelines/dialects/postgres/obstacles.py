@@ -11,7 +11,7 @@ from zdm_pipelines.dialects.postgres.connection import Connection, query
 from zdm_pipelines.dialects.postgres.expressions import expression
 from zdm_pipelines.dialects.postgres.faults import safe
 from zdm_pipelines.model.errors import Problem
-from zdm_pipelines.model.names import TableName, quote
+from zdm_pipelines.model.names import TableName, fitted, quote
 from zdm_pipelines.model.values import Catalog
 
 MOST_COLUMNS = 1600  # of the server; a dropped column keeps its place
@@ -24,9 +24,12 @@ _QUOTES = "$zdm_"  # begins the quotes around the bodies of our functions
 def rules(conn: Connection, table: TableName, oid: int, *events: str) -> list[Problem]:
     """Rules that rewrite statements of ours."""
     found = conn.named("obstacles.rules", oid, [_EVENTS[event] for event in events])
-    way_out = "drop it first; a trigger can do what it does"
     return [
-        Problem(f"rule {quote(name)} of {table}", f"rewrites each {event}, those of the backfill too", way_out)
+        Problem(
+            f"rule {quote(name)} of {table}",
+            f"rewrites each {event}, our own too",
+            f"DROP RULE {quote(name)} ON {table.sql} first; a trigger can do what it does",
+        )
         for name, event in found
     ]
 
@@ -57,7 +60,7 @@ def published(conn: Connection, found: Catalog, event: str, *, adds: bool = Fals
         adds: a column is added.
     """
     rows = conn.named("obstacles.unpublished", found.oid, f"pub{event.lower()}", adds)
-    way_out = "ALTER TABLE … REPLICA IDENTITY DEFAULT"
+    way_out = f"ALTER TABLE {found.table.sql} REPLICA IDENTITY DEFAULT"
     return [
         Problem(f"table {found.table}", f"has {what}, and publication {quote(name)} publishes each {event}: the server "
                 "would refuse it", way_out)
@@ -92,7 +95,8 @@ def unproven(conn: Connection, found: Catalog, moved: str) -> tuple[list[Problem
         if first:
             named = ", ".join("/".join(key) for (key,) in first[:_FEW]) + (", …" if len(first) > _FEW else "")
             fact = f"was never proven, and rows break it (keys: {named}): the server would refuse to update them"
-            problems.append(Problem(thing, fact, f"correct them ({look}), or drop the constraint until the end"))
+            drop = f"ALTER TABLE {found.table.sql} DROP CONSTRAINT {quote(name)}"
+            problems.append(Problem(thing, fact, f"correct them ({look}), or go without it until the end: {drop}"))
     return problems, warnings
 
 
@@ -106,9 +110,21 @@ def taken(
     names += [("constraint", name) for (name,) in conn.named("obstacles.constraints", found.oid, list(constraints))]
     names += [("trigger", name) for (name,) in conn.named("obstacles.triggers", found.oid, list(triggers))]
     return [
-        Problem(f"{what} {quote(name)} of {found.table}", "has a name that a later step needs", "rename or drop it")
+        Problem(
+            f"{what} {quote(name)} of {found.table}",
+            "has a name that a later step needs",
+            f"drop it, or {renaming(found.table, what, name)}",
+        )
         for what, name in names
     ]
+
+
+def renaming(table: TableName, what: str, name: str) -> str:
+    """The statement that gives a column, a constraint or a trigger of a table another name; one that sorts first."""
+    other = quote(fitted(f"a_{name}"))
+    if what == "trigger":
+        return f"ALTER TRIGGER {quote(name)} ON {table.sql} RENAME TO {other}"
+    return f"ALTER TABLE {table.sql} RENAME {what.upper()} {quote(name)} TO {other}"
 
 
 def quoting(*texts: str) -> list[Problem]:

@@ -53,7 +53,7 @@ def find(conn: Connection, found: Catalog, name: str) -> tuple[OldIndex, list[Pr
             "lock_timeout"
         )
         problems.append(Problem(thing, "is on a partitioned table and cannot be dropped concurrently", way_out))
-    problems += [Problem(thing, reason, "see docs/kinds.md for what to do first") for reason in holders(conn, oid)]
+    problems += [Problem(thing, reason, way_out) for reason, way_out in holders(conn, oid)]
     index = Index(
         name=name, table=found.table, table_oid=found.oid, unique=unique, definition=definition, where=where,
         tablespace=tablespace,
@@ -61,9 +61,9 @@ def find(conn: Connection, found: Catalog, name: str) -> tuple[OldIndex, list[Pr
     return OldIndex(index=index, oid=oid, belongings=tuple(belongings)), problems
 
 
-def holders(conn: Connection, oid: int) -> list[str]:
-    """What an index cannot be dropped for."""
-    return [reason for (reason,) in conn.named("indexes.holders", oid)]
+def holders(conn: Connection, oid: int) -> list[tuple[str, str]]:
+    """What an index cannot be dropped for, each with its way out."""
+    return [(reason, way_out) for reason, way_out in conn.named("indexes.holders", oid)]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,11 +79,19 @@ class Going:
         if not called:
             again = session.named("indexes.named", index.table.schema, index.name)
             # An earlier run dropped it, unless somebody else did so and made it anew.
-            return [f"{thing} is another one than when the migration began: somebody made it anew"] if again else []
+            way_out = "roll back and begin anew"
+            return [f"{thing} is another one than when the migration began: {way_out}"] if again else []
         if called != [(index.table.schema, index.name)]:
             now = ".".join(quote(part) for part in called[0])
-            return [f"{thing} was renamed to {now}: give it its name back, or roll back and declare it by that name"]
-        return [f"{thing} {reason}" for reason in holders(session, self.old.oid)]
+            back = f"ALTER INDEX {now} RENAME TO {quote(index.name)}"
+            if called[0][0] != index.table.schema:
+                table = f"{quote(called[0][0])}.{quote(index.table.name)}"
+                back = f"ALTER TABLE {table} SET SCHEMA {quote(index.table.schema)}"
+                return [f"{thing} was moved to {now} with its table: {back}"]
+            return [
+                f"{thing} was renamed to {now}: give it its name back, {back}, or roll back and declare it by that name"
+            ]
+        return [f"{thing} {reason}: {way_out}" for reason, way_out in holders(session, self.old.oid)]
 
     def mentions(self, session: Connection) -> dict[str, str]:
         """None: no text that runs names an index."""

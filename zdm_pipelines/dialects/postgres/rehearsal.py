@@ -47,6 +47,8 @@ def rehearse(conn: Connection, copy: int, steps: Sequence[Step]) -> list[Problem
             try:
                 # Concurrently means in several transactions: what is built, and how, is the same.
                 conn.execute(step.sql.replace("INDEX CONCURRENTLY ", "INDEX ", 1).encode())
+            except psycopg.errors.DependentObjectsStillExist:
+                return problems  # such as a generated column: the survey warns of it, and the gate asks for it
             except psycopg.Error as error:
                 problems.append(Problem(f"step {step.name}", f"the server refuses it: {safe(error)}", _WAY_OUT))
                 return problems  # the transaction takes no more statements, and the rest builds on this one

@@ -1,5 +1,13 @@
--- triggers: Which of the sync triggers stand on a table, and in which sessions they fire.
-SELECT tgname, tgenabled FROM pg_trigger WHERE tgrelid = $1 AND tgname = ANY ($2);
+-- triggers: Which of the sync triggers stand on a table, in which sessions they fire, and the statement that lets them fire in all.
+SELECT t.tgname, t.tgenabled, format('ALTER TABLE %I.%I ENABLE ALWAYS TRIGGER %I', n.nspname, c.relname, t.tgname)
+FROM pg_trigger t JOIN pg_class c ON c.oid = t.tgrelid JOIN pg_namespace n ON n.oid = c.relnamespace
+WHERE t.tgrelid = $1 AND t.tgname = ANY ($2);
+
+-- behind: The application's BEFORE triggers that run behind one of a name ($2), each with the statement that lets it run before.
+SELECT t.tgname, format('ALTER TRIGGER %I ON %I.%I RENAME TO %I', t.tgname, n.nspname, c.relname, left('a_' || t.tgname, 63))
+FROM pg_trigger t JOIN pg_class c ON c.oid = t.tgrelid JOIN pg_namespace n ON n.oid = c.relnamespace
+WHERE t.tgrelid = $1 AND NOT t.tgisinternal AND (t.tgtype & 3) = 3 AND t.tgenabled <> 'D'
+  AND t.tgname NOT LIKE 'zzz\_zdm\_%' AND t.tgname > $2 ORDER BY 1;
 
 -- marks: What differs after a sync trigger was switched off, on or made anew, or a key column renamed, however briefly.
 SELECT tgname, oid || '/' || xmin::text FROM pg_trigger WHERE tgrelid = $1 AND tgname = ANY ($2)

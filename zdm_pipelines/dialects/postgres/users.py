@@ -17,7 +17,7 @@ from psycopg import errors
 
 from zdm_pipelines.dialects.postgres.connection import Connection, query
 from zdm_pipelines.dialects.postgres.faults import safe
-from zdm_pipelines.model.names import TableName
+from zdm_pipelines.model.names import TableName, quote
 from zdm_pipelines.model.units import Unit, for_people
 
 # Statements of ours name the table in a form of their own; those of foreign keys follow a rename.
@@ -43,7 +43,8 @@ SELECT NOT EXISTS (SELECT FROM pg_attribute a JOIN pg_class c ON c.oid = a.attre
 
 
 def _word(name: str) -> str:
-    return r"\m" + re.sub(r"(\W)", r"\\\1", name) + r"\M"
+    plain, quoted = (re.sub(r"(\W)", r"\\\1", text) for text in (name, quote(name)[1:-1]))
+    return rf"\m(?:{plain}|{quoted})\M"
 
 
 @dataclass(frozen=True, kw_only=True)

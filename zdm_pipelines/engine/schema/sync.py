@@ -20,21 +20,19 @@ def _triggers(sync: Sync | None) -> Iterable[tuple[int, tuple[str, ...]]]:
 
 
 def _table_reasons(conn: Session, oid: int, triggers: Sequence[str]) -> list[str]:
-    found: dict[str, str] = dict(conn.named("sync.triggers", oid, list(triggers)))
+    found = {name: (fires, way_out) for name, fires, way_out in conn.named("sync.triggers", oid, list(triggers))}
     reasons = []
     for name in triggers:
         if name not in found:
             reasons.append(f"sync trigger {name} is missing: old and new drift apart; roll back and begin anew")
-        elif found[name] != "A":
+        elif found[name][0] != "A":
             reasons.append(
-                f"sync trigger {name} is disabled: old and new drift apart; ENABLE ALWAYS it, then run validate"
+                f"sync trigger {name} is disabled: old and new drift apart; {found[name][1]}, then run validate"
             )
-    for name, before, _ in conn.named("catalog.row_triggers", oid):
-        if before and triggers and name > min(triggers):
-            reasons.append(
-                f"trigger {name} runs behind the sync trigger, which does not see what it changes: rename it"
-            )
-    return reasons
+    return reasons + [
+        f"trigger {name} runs behind the sync trigger, which does not see what it changes: rename it: {way_out}"
+        for name, way_out in (conn.named("sync.behind", oid, min(triggers)) if triggers else ())
+    ]
 
 
 def sync_marks(conn: Session, sync: Sync) -> list[tuple[str, str]]:

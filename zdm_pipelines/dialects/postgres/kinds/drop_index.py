@@ -75,7 +75,7 @@ class Use:
         return [f"{thing} {reason}" for reason in found if reason]
 
     def _used(self, scans: int, last: datetime | None, since: datetime, now: datetime, counted: bool) -> str:
-        window = for_people(self.unused_for, Unit.SECONDS)
+        window, otherwise = for_people(self.unused_for, Unit.SECONDS), "wait, or declare unused_for: null"
         if not counted:
             return "may be in use: the server counts no scans (track_counts is off); declare unused_for: null"
         if scans and last is None:
@@ -84,7 +84,8 @@ class Use:
                 f"pg_stat_reset_single_table_counters({self.old.oid}) and wait {window}, or declare unused_for: null"
             )
         if last is not None and now - last < timedelta(seconds=self.unused_for):
-            return f"was scanned {scans:,} times, last at {last:%Y-%m-%d %H:%M %Z}, less than {window} ago"
+            return f"was scanned {scans:,} times, last at {last:%Y-%m-%d %H:%M %Z}, less than {window} ago; {otherwise}"
         if now - since < timedelta(seconds=self.unused_for):
-            return f"may be in use: scans are counted since {since:%Y-%m-%d %H:%M %Z} only, less than {window} ago"
+            since_when = f"{since:%Y-%m-%d %H:%M %Z}"
+            return f"may be in use: scans are counted since {since_when} only, less than {window} ago; {otherwise}"
         return ""

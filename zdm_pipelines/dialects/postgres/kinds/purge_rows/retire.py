@@ -29,7 +29,11 @@ class Purged:
         users = {str(table): session.named("children.users", table.sql) for table in self.archive.tables()}
         if self.tombstoned:
             dropped = {} if self.kept else users
-            return [f"{user} reads archive {table}" for table, found in dropped.items() for (user,) in found]
+            return [
+                f"{user} reads archive {table}: drop it, or make it anew without that"
+                for table, found in dropped.items()
+                for (user,) in found
+            ]
         gone = [
             f"archive {table} is gone: somebody dropped it by hand; roll back and begin anew"
             for table in self.archive.tables()

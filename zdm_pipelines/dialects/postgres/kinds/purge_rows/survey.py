@@ -100,6 +100,12 @@ def _compute(conn: Connection, found: Catalog, name: str, sql: str) -> str:
 
 def _judge(conn: Connection, found: Catalog, where: str, once: dict[str, str]) -> str:
     """The predicate as the server prints it, when it depends on the row and the computed values alone."""
+    more = len(once) + 1
+    if len(found.columns) + more > obstacles.MOST_COLUMNS:
+        fact = (
+            f"has {len(found.columns)} columns, and where is tried on a copy with {more} more: the server has no room"
+        )
+        raise Problem(f"table {found.table}", fact, "drop columns that nobody needs")
     conn.execute(f"CREATE TEMPORARY TABLE zdm_shape (LIKE {found.table.sql}) ON COMMIT DROP".encode())
     for name, value in once.items():
         kind = scalar(conn, f"SELECT pg_typeof({value})::text")
@@ -142,7 +148,8 @@ def _archive(conn: Connection, found: Catalog, facts: Facts, name: TableName) ->
     there, ours, _ = conn.named("children.archive_place", name.schema, name.name)[0]
     if not there or not ours:
         fact = "may not be written by our role" if there else "does not exist"
-        way_out = f"GRANT CREATE ON SCHEMA {quote(name.schema)}" if there else f"CREATE SCHEMA {quote(name.schema)}"
+        grant = f"GRANT USAGE, CREATE ON SCHEMA {quote(name.schema)} TO {quote(conn.info.user)}"
+        way_out = grant if there else f"CREATE SCHEMA {quote(name.schema)}"
         problems.append(Problem(f"schema {quote(name.schema)}", fact, way_out))
     problems += [
         Problem(f"archive {table}", "exists already", "choose another name for the archive")
@@ -158,7 +165,8 @@ def _archive(conn: Connection, found: Catalog, facts: Facts, name: TableName) ->
         for trigger, before, on_delete, _ in conn.named("children.row_triggers", oid):
             if before and on_delete:
                 fact = "runs before a row is deleted, and may keep one that was archived"
-                problems.append(Problem(f"trigger {quote(trigger)} of {table}", fact, f"drop it, or {without}"))
+                drop = f"DROP TRIGGER {quote(trigger)} ON {table.sql}"
+                problems.append(Problem(f"trigger {quote(trigger)} of {table}", fact, f"{without}, or {drop}"))
     for child in facts.children:
         thing = f"foreign key {quote(child.constraint)} of {child.table}"
         if child.fate is Fate.CLEARED:

@@ -79,7 +79,10 @@ class Later:
                 f"on {quote(new)}, or {alter} DROP NOT NULL"
             )
         if not self.sql.tombstoned:
-            found += [f"{old} has what cannot pass to {quote(new)}: {p}" for p in self.rebuilds(session)[1]]
+            found += [
+                f"{old} has what cannot pass to {quote(new)}: {p} (to declare it otherwise, roll back and begin anew)"
+                for p in self.rebuilds(session)[1]
+            ]
         return found
 
     def _not_null(self, session: Connection) -> bool:

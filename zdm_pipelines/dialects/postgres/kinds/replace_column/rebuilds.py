@@ -21,7 +21,7 @@ from zdm_pipelines.dialects.postgres.indexes import print_alike
 from zdm_pipelines.dialects.postgres.kinds.replace_column.declared import GIVEN_UP, Declared
 from zdm_pipelines.dialects.postgres.kinds.replace_column.meaning import Meaning, judge
 from zdm_pipelines.model.errors import Problem
-from zdm_pipelines.model.names import fitted, quote
+from zdm_pipelines.model.names import TableName, fitted, quote
 from zdm_pipelines.model.values import Catalog, Rebuild
 
 COPY = "pg_temp.zdm_shape"
@@ -215,16 +215,20 @@ class Rebuilds:
         name = index.constraint or index.name
         declared = self._declared(name)
         thing = f"{'constraint' if index.constraint else 'index'} {quote(name)}"
+        alter = f"ALTER TABLE {self.catalog.table.sql}"
+        identity = f"{alter} REPLICA IDENTITY DEFAULT"
+        own = TableName(schema=self.catalog.table.schema, name=name).sql
+        drop = f"{alter} DROP CONSTRAINT {quote(name)}" if index.constraint else f"DROP INDEX CONCURRENTLY {own}"
         for fact, holds, way_out in (
             ("is the primary key, which includes it", index.primary, "make the primary key anew without it first"),
-            ("is the replica identity", index.identity, "choose another: ALTER TABLE … REPLICA IDENTITY …"),
+            ("is the replica identity", index.identity, f"let the primary key be it: {identity}"),
         ):
             if holds:
                 self._refuse(thing, fact, way_out)
                 return None
         if declared == GIVEN_UP:
             return None
-        way_out = f"drop it first, or declare rebuild: {{{_yaml(name)}: {GIVEN_UP}}}, and make what you need afterwards"
+        way_out = f"{drop} first, or declare rebuild: {{{_yaml(name)}: {GIVEN_UP}}}, and make what you need afterwards"
         what = "an exclusion constraint" if index.kind == "x" else "a constraint WITHOUT OVERLAPS"
         for fact, holds in (
             (f"is {what}, which no server builds while the table is written", index.excludes),
@@ -371,21 +375,22 @@ class Rebuilds:
         if declared == GIVEN_UP:
             return None
         way_out = (
-            f"drop it first, or declare rebuild: {{{_yaml(key.name)}: {GIVEN_UP}}}, and add what you need afterwards"
+            f"ALTER TABLE {self.catalog.table.sql} DROP CONSTRAINT {quote(key.name)} first, or declare rebuild: "
+            f"{{{_yaml(key.name)}: {GIVEN_UP}}}, and add what you need afterwards"
         )
         if declared is not None:
             self._refuse(thing, "cannot be declared anew: only the server knows it", way_out)
             return None
         own = [self.new if name == self.old.name else name for name in key.own]
         head = f"FOREIGN KEY ({self._listed(key.own)}) REFERENCES {key.parent}({self._listed(key.theirs)})"
-        facts = {
-            "is temporal (PERIOD)": key.temporal,
-            "is unreadable": not key.definition.startswith(head) and not key.temporal,
-            "refers to values that up does not keep": not (self.meaning.values and self.meaning.null),
-        }
-        if refused := [fact for fact, holds in facts.items() if holds]:
-            self._refuse(thing, refused[0], way_out)
-            return None
+        for fact, holds in (
+            ("is temporal (PERIOD)", key.temporal),
+            ("is unreadable", not key.definition.startswith(head)),
+            ("refers to values that up does not keep", not (self.meaning.values and self.meaning.null)),
+        ):
+            if holds:
+                self._refuse(thing, fact, way_out)
+                return None
         if not key.allowed:
             grant = f"GRANT REFERENCES ON {key.shown} TO {quote(self.conn.info.user)}"
             self._refuse(thing, f"refers to {key.parent}, to which our role may not refer", grant)
