@@ -19,7 +19,7 @@ from zdm_pipelines.dialects.postgres.statements import named_statements
 
 _ROOT = Path(zdm_pipelines.__file__).parent
 _ANY = "\0"  # what is computed
-_MAKERS = ("Problem", "refuse", "_refuse")
+_MAKERS = ("Problem", "Judged", "refuse", "_refuse")
 _Function = ast.FunctionDef | ast.Module
 _DEEP = 6
 

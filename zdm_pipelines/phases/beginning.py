@@ -120,10 +120,10 @@ def taken(session: Session, context: Context, change: Change) -> list[str]:
     now = session.value("catalog.oid", declared.sql)
     if now in (None, table.oid):
         return []
-    return [
-        f"{declared} is another table than when the migration began, which is called {table.name}: "
-        "give the tables their names back, or roll back and begin anew"
-    ]
+    other = f"{declared} is another table than when the migration began"
+    if table.name == declared:  # the one that it began with is gone
+        return [f"{other}: roll back and begin anew"]
+    return [f"{other}, which is called {table.name}: give the tables their names back, or roll back and begin anew"]
 
 
 def unaltered(

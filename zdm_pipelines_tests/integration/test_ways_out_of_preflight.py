@@ -441,6 +441,9 @@ def test_a_temporary_table(url: str) -> None:
 
 # Whose way out is followed elsewhere, or cannot be: fragments of the message, and why.
 APART = {
+    "database: ": "that a session may not write: test_role_limits, which runs the statement that is printed",
+    "whether a step reads the whole table is not seen … let an administrator RESET it": "test_role_limits",
+    "publication … contract.unaffected": "test_subscribers, which prepares a real subscriber, or lists columns",
     "finish or roll back that one first": "test_a_table_under_another_migration",
     "is a read-only replica … point the URL at the primary": "test_a_replica",
     "is temporary: no other session sees its rows … name a table that stays": "test_a_temporary_table",
