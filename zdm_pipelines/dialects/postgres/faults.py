@@ -44,8 +44,14 @@ _OF_NOBODY = re.compile(r"(?!53|54|55|57|58|72|P0|XX)[5-9I-Z]")
 def raised(error: psycopg.Error) -> bool:
     """Whether it is a function of the application's that says this: then neither text nor SQLSTATE are the server's."""
     if error.diag.source_function == "exec_stmt_raise" or error.diag.source_file in _RAISE:
-        return True
+        return not _ours(error)
     return _OF_NOBODY.match(error.sqlstate or "") is not None
+
+
+def _ours(error: psycopg.Error) -> bool:
+    """Whether a block of ours raised it: one that was sent as a statement, and is not run by a function or trigger."""
+    context = error.diag.context or ""
+    return "inline_code_block" in context and "\n" not in context.strip()
 
 
 def lost(error: BaseException) -> bool:
@@ -87,7 +93,9 @@ def safe(error: psycopg.Error) -> str:
     if said is None:  # of the driver; or of ours, where it has a state
         told = isinstance(error, (psycopg.OperationalError, psycopg.InterfaceError)) or state
         return unquoted(str(error)).strip() if told else type(error).__name__
-    alone = not error.diag.context and not error.diag.internal_query
+    alone = (not error.diag.context and not error.diag.internal_query) or (
+        error.diag.source_function == "exec_stmt_raise" and _ours(error)
+    )
     if not raised(error) and state.startswith(_OF_NAMES) and (alone or error.diag.source_file in _SAY_NO_VALUE):
         return said.strip()
     at = f", {error.diag.source_file}:{error.diag.source_line}" if state.startswith("XX") else ""
