@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 
 from zdm_pipelines.dialects.postgres import environment, keys, literals, marking
 from zdm_pipelines.dialects.postgres.expressions import BATCH, RAISE_ON, TRIGGER_PREFIX, expression, same
-from zdm_pipelines.dialects.postgres.kinds.replace_column import decision
+from zdm_pipelines.dialects.postgres.kinds.replace_column import decision, upserts
 from zdm_pipelines.dialects.postgres.kinds.replace_column.declared import Declared, Facts
 from zdm_pipelines.dialects.postgres.naming import Naming
 from zdm_pipelines.model.capabilities import ALL, Marking, Pick, Until
@@ -135,7 +135,7 @@ class ReplaceColumnSql:
         header = f"CREATE OR REPLACE FUNCTION {self.function}() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER"
         source = f"""
 #variable_conflict use_column
-DECLARE{decision.VARIABLES}
+DECLARE{decision.VARIABLES}{upserts.VARIABLES}
   failed text;
   minute text;
 BEGIN
@@ -170,7 +170,7 @@ BEGIN
     IF wrote <> 'unknown' AND gives = 'up' THEN
       NEW.{quote(self.new)} := {unknown};{refused}
     END IF;
-  END;{track}{mark}
+  END;{upserts.block(self)}{track}{mark}
   -- Once a minute and session: exact about who, cheap, and two sessions never wait for each other.
   minute := coalesce(failed, '') || (extract(epoch FROM statement_timestamp())::bigint / 60)::text;
   IF wrote IN ('old', 'new', 'both') AND current_setting({noted}, true) IS DISTINCT FROM minute THEN
