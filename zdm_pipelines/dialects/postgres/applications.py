@@ -7,7 +7,6 @@ transactions, statements without column lists where pg_stat_statements does not 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import psycopg
@@ -49,20 +48,6 @@ def of_columns(conn: Connection, table: TableName, oid: int) -> list[str]:
         for name, function in conn.named("applications.copying_triggers", oid)
     ]
     return warnings + _of_statements(conn, table)
-
-
-def of_upserts(unique: Sequence[str], new: str) -> list[str]:
-    """What an upsert by one of two unique columns meets, which both have the same values: the other one's index.
-
-    It looks for a conflict in its own index alone, and then inserts into both. Who inserts the same new key between the
-    two is met in the other index, by an error. Nothing but an index of the same columns is looked at beforehand.
-    """
-    return [
-        f"unique {quote(name)} has a twin on {quote(new)} from validate until the drop: an upsert (ON CONFLICT) by one "
-        "column may fail with a unique violation of the other, rarely, where two sessions insert the same new key at "
-        "once; let upserts be repeated when that happens, or write ON CONFLICT DO NOTHING without columns"
-        for name in unique
-    ]
 
 
 def _of_statements(conn: Connection, table: TableName) -> list[str]:

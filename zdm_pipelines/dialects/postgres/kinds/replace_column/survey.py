@@ -17,6 +17,7 @@ from zdm_pipelines.dialects.postgres.environment import plain
 from zdm_pipelines.dialects.postgres.expressions import TRIGGER_PREFIX, expression
 from zdm_pipelines.dialects.postgres.faults import safe
 from zdm_pipelines.dialects.postgres.inventory import Inventory
+from zdm_pipelines.dialects.postgres.kinds.replace_column import upserts
 from zdm_pipelines.dialects.postgres.kinds.replace_column.declared import Declared, Facts
 from zdm_pipelines.dialects.postgres.kinds.replace_column.rebuilds import COPY, Rebuilds
 from zdm_pipelines.dialects.postgres.kinds.replace_column.sql import ReplaceColumnSql
@@ -68,9 +69,7 @@ class _Survey:
                 self.facts = dataclasses.replace(self.facts, rebuilds=tuple(rebuilds.find()))
                 self.problems += rebuilds.problems
                 self.settings()
-                # One that is deferrable is no arbiter of an upsert.
-                unique = [r.original for r in self.facts.rebuilds if r.kind.startswith("unique") and not r.deferrable]
-                self.warnings += applications.of_upserts(unique, self.new.name)
+                self.warnings += upserts.warnings(self.facts.rebuilds, self.new.name)
                 self.warnings += rebuilds.warnings
             if not self.problems:
                 self.rehearse()

@@ -9,13 +9,15 @@ without it.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from zdm_pipelines.dialects.postgres.expressions import RAISE_ON
+from zdm_pipelines.model.names import quote
+from zdm_pipelines.model.values import Rebuild
 
 if TYPE_CHECKING:
     from zdm_pipelines.dialects.postgres.kinds.replace_column.sql import ReplaceColumnSql
-    from zdm_pipelines.model.values import Rebuild
 
 TRIES = 20  # a millisecond apart
 LOCKS = 16  # of one transaction: a bulk load leaves the server's lock table to others
@@ -29,16 +31,30 @@ _COUNT = "zdm.locked_keys"
 
 def block(sql: ReplaceColumnSql) -> str:
     """What an INSERT does before the server looks for conflicts; empty where no upsert meets a second index."""
-    # A deferrable constraint is no arbiter of an upsert.
-    unique = [r for r in sql.facts.rebuilds if r.kind.startswith("unique") and not r.deferrable and r.elements]
-    if not unique:
+    locks = "".join(_lock(sql, rebuild) for rebuild in _arbiters(sql.facts.rebuilds) if rebuild.elements)
+    if not locks:
         return ""
-    locks = "".join(_lock(sql, rebuild) for rebuild in unique)
     # A transaction that keeps its snapshot would fail after the wait, too.
     return f"""
   IF TG_OP = 'INSERT' AND current_setting('transaction_isolation') = 'read committed' THEN
     zdm_locked := coalesce(nullif(current_setting('{_COUNT}', true), ''), '0')::integer;{locks}
   END IF;"""
+
+
+def warnings(rebuilds: Sequence[Rebuild], new: str) -> list[str]:
+    """What is left of the race: transactions of many keys."""
+    return [
+        f"unique {quote(rebuild.original)} has a twin on {quote(new)} from validate until the drop: an upsert (ON "
+        "CONFLICT) by one column may fail with a unique violation of the other where a transaction inserts more than "
+        f"{LOCKS} new keys and another session the same ones at once; let such code repeat its transaction, or write "
+        "ON CONFLICT DO NOTHING without columns"
+        for rebuild in _arbiters(rebuilds)
+    ]
+
+
+def _arbiters(rebuilds: Sequence[Rebuild]) -> list[Rebuild]:
+    """Those by which an upsert may look for conflicts: a deferrable constraint is none."""
+    return [r for r in rebuilds if r.kind.startswith("unique") and not r.deferrable]
 
 
 def _lock(sql: ReplaceColumnSql, rebuild: Rebuild) -> str:
