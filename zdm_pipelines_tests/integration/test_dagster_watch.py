@@ -16,7 +16,9 @@ from dagster._core.execution.backfill import BulkActionStatus, PartitionBackfill
 from dagster._core.test_utils import create_test_daemon_workspace_context, instance_for_test
 from dagster._core.workspace.context import WorkspaceProcessContext
 from dagster._core.workspace.load_target import ModuleTarget
+from dagster._daemon.auto_run_reexecution.auto_run_reexecution import consume_new_runs_for_automatic_reexecution
 from dagster._daemon.backfill import execute_backfill_iteration
+from dagster._daemon.monitoring.run_monitoring import monitor_starting_run
 
 from zdm_pipelines.components import continuation, lost_runs, pools
 from zdm_pipelines.model.holds import OPERATOR
@@ -458,6 +460,26 @@ def test_what_dagster_starts_again_is_not_continued_too(queued: InProcess, works
     queued.instance.add_run_tags(run.run_id, {"dagster/will_retry": "true"})
     resume(queued)
     assert len(of_backfill(queued)) == 1
+
+
+def test_a_run_whose_daemon_died_while_it_launched_it_begins_anew(
+    queued: InProcess, workspace: WorkspaceProcessContext, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Taken from the queue and never launched: Dagster's monitor fails it, and it is started again as a lost one is."""
+    run = launched(queued, workspace)
+    continuation.mark(queued.instance, run, MIGRATION)
+    starting = dg.DagsterEvent(event_type_value="PIPELINE_STARTING", job_name=run.job_name)
+    queued.instance.report_dagster_event(starting, run.run_id)
+    monkeypatch.setattr(type(queued.instance), "run_retries_enabled", True)
+    monkeypatch.setattr(type(queued.instance), "run_monitoring_start_timeout_seconds", 0)
+    (record,) = queued.instance.get_run_records(dg.RunsFilter(run_ids=[run.run_id]))
+    monitor_starting_run(queued.instance, record, logging.getLogger("daemon"))
+    records = queued.instance.get_run_records(dg.RunsFilter(run_ids=[run.run_id]))
+    list(consume_new_runs_for_automatic_reexecution(workspace, records, logging.getLogger("daemon")))
+    again = {r.run_id: r for r in of_backfill(queued)}
+    assert again.pop(run.run_id).status == dg.DagsterRunStatus.FAILURE
+    (new,) = again.values()
+    assert (new.status, bounds(new)) == (dg.DagsterRunStatus.QUEUED, bounds(run))
 
 
 def test_rollback_takes_what_waits_out_of_the_queue(queued: InProcess, workspace: WorkspaceProcessContext) -> None:
