@@ -15,6 +15,7 @@ from hypothesis import settings
 from zdm_pipelines.phases import reads
 from zdm_pipelines.sandbox import application
 from zdm_pipelines.sandbox.postgres import Cluster, Server
+from zdm_pipelines_tests import in_memory
 
 # The same examples each time, or others and more of them: HYPOTHESIS_PROFILE=nightly make test ARGS="-k any_schedule"
 settings.register_profile("test", max_examples=30, deadline=None, derandomize=True, database=None)
@@ -50,7 +51,7 @@ def interruptible() -> Iterator[None]:
 @pytest.fixture(scope="session")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     """A primary with a streaming replica, shared by the session: do not stop or kill its servers."""
-    shared = Cluster(tmp_path_factory.mktemp("cluster"), settings=_FAST)
+    shared = Cluster(in_memory.folder(tmp_path_factory.mktemp("cluster")), settings=_FAST)
     try:
         shared.start()
         yield shared
@@ -90,7 +91,7 @@ def app_database(server: Server, app_template: str) -> Iterator[str]:
 @pytest.fixture
 def own_server(tmp_path: Path) -> Iterator[Server]:
     """A server of this test's own, without replica: to kill, restart and configure."""
-    own = Cluster(tmp_path / "own", replica=False, settings=_FAST)
+    own = Cluster(in_memory.folder(tmp_path / "own"), replica=False, settings=_FAST)
     try:
         own.start()
         yield own.primary

@@ -16,6 +16,7 @@ from zdm_pipelines.sandbox import application
 from zdm_pipelines.sandbox.dagster_client import DagsterClient
 from zdm_pipelines.sandbox.dagster_services import DagsterServices
 from zdm_pipelines.sandbox.postgres import Cluster
+from zdm_pipelines_tests import in_memory
 from zdm_pipelines_tests.integration.dagster_migration import DECLARED, NAME, document, write_project
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -174,7 +175,7 @@ def watched(
         migration: sections over the usual declaration.
         more: further migrations by name, whole.
     """
-    cluster = Cluster(folder / "cluster", settings=FAST)
+    cluster = Cluster(in_memory.folder(folder / "cluster"), settings=FAST)
     try:
         cluster.start()
         url = cluster.primary.create_database("app")

@@ -18,6 +18,7 @@ from zdm_pipelines.phases import contract, expand
 from zdm_pipelines.phases.beginning import look
 from zdm_pipelines.sandbox.postgres import Cluster
 from zdm_pipelines.sandbox.server import Server
+from zdm_pipelines_tests import in_memory
 from zdm_pipelines_tests.helpers import eventually, one, people, replaced, sql, surveyed, walk, work
 
 READY = {
@@ -40,7 +41,9 @@ _numbers = count(1)
 def publisher(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """A server from which changes can be received."""
     cluster = Cluster(
-        tmp_path_factory.mktemp("publisher"), replica=False, settings={"wal_level": "logical", "fsync": "off"}
+        in_memory.folder(tmp_path_factory.mktemp("publisher")),
+        replica=False,
+        settings={"wal_level": "logical", "fsync": "off"},
     )
     try:
         cluster.start()
