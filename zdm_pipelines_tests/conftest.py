@@ -5,9 +5,10 @@ from __future__ import annotations
 import os
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import count
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import settings
@@ -25,6 +26,18 @@ settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "test"))
 _FAST = {"fsync": "off", "full_page_writes": "off"}  # tests kill processes, never the machine
 
 _numbers = count(1)
+
+Filled = Callable[[Callable[[str], Any]], tuple[str, Any]]
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Space the slow tests out: they mostly wait, and others can use the processors meanwhile."""
+    slow = [item for item in items if item.get_closest_marker("slow")]
+    others = [item for item in items if not item.get_closest_marker("slow")]
+    # All of them within the first two thirds, so that none is left at the end with nobody beside it.
+    each = 2 * len(others) // (3 * max(len(slow), 1))
+    items[:] = [item for n, one in enumerate(slow) for item in (one, *others[n * each : (n + 1) * each])]
+    items += others[len(slow) * each :]
 
 
 @pytest.fixture(autouse=True)
@@ -86,6 +99,33 @@ def app_database(server: Server, app_template: str) -> Iterator[str]:
     name = f"test_app_{next(_numbers)}"
     yield server.create_database(name, template=app_template)
     server.drop_database(name)
+
+
+@pytest.fixture(scope="session")
+def _filled_once(cluster: Cluster) -> dict[Any, tuple[str, Any]]:
+    """Templates and what filling them gave, by the function that filled them."""
+    return {}
+
+
+@pytest.fixture
+def filled(server: Server, _filled_once: dict[Any, tuple[str, Any]]) -> Iterator[Filled]:
+    """Databases of this test's own that take longer to fill: a function fills one, once, and others are its copies.
+
+    Gives the URL of a copy, and what the function gave.
+    """
+    names: list[str] = []
+
+    def copy(fill: Callable[[str], Any]) -> tuple[str, Any]:
+        if fill not in _filled_once:
+            template = f"template_{len(_filled_once)}"
+            _filled_once[fill] = (template, fill(server.create_database(template)))
+        template, given = _filled_once[fill]
+        names.append(f"test_{next(_numbers)}")
+        return server.create_database(names[-1], template=template), given
+
+    yield copy
+    for name in names:
+        server.drop_database(name)
 
 
 @pytest.fixture

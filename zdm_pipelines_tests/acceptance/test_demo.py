@@ -12,6 +12,7 @@ import pytest
 PHASES = {"plan", "expand", "backfill", "validate", "switch_reads", "contract"}
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(540)
 def test_demo_migrates_under_traffic_and_leaves_nothing_running(tmp_path):
     figures, folder = tmp_path / "figures.json", tmp_path / "demo"

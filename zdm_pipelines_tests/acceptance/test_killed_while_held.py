@@ -43,6 +43,7 @@ def statuses(slow: Watched, backfill: str) -> Counter[str]:
     return Counter(run["status"] for run in slow.of_backfill(backfill))
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_killed_in_turn(slow: Watched) -> None:
     slow.expand()
@@ -95,6 +96,7 @@ def test_killed_in_turn(slow: Watched) -> None:
     assert max(materializations(slow).values()) == 1
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(420)
 def test_governors_alone_protect_the_database(slow: Watched) -> None:
     """The daemon is dead: no sensor, no schedule. Holds of signals expire, and the run still stops and goes on."""

@@ -125,6 +125,7 @@ def test_a_lock_is_never_given_back(server: Server, url: str, phase: Phase, befo
     assert state(m, url) == after
 
 
+@pytest.mark.slow
 def test_indexes_wait_for_old_transactions_and_nobody_waits_for_them(url: str) -> None:
     sql(url, "CREATE INDEX people_full_name_idx ON people (full_name)")
     m = declared()

@@ -41,6 +41,7 @@ def more_than(slow: Watched, rows: int) -> bool:
     return slow.moved() > rows
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(420)
 def test_throttled_three_times_once_for_longer_than_a_run_waits(slow: Watched) -> None:
     slow.expand()

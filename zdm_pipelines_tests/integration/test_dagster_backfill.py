@@ -51,6 +51,7 @@ def workspace(chain: InProcess, tmp_path: Path) -> Iterator[WorkspaceProcessCont
         yield context
 
 
+@pytest.mark.slow
 def test_all_ranges_in_one_backfill(chain: InProcess, workspace: WorkspaceProcessContext) -> None:
     chain.walk("expand")
     ranges = chain.ranges()

@@ -83,6 +83,7 @@ def test_this_repository_needs_no_database_and_no_environment(dg_command) -> Non
     assert "rollback_users_display_name" in said
 
 
+@pytest.mark.slow
 def test_another_project_finds_and_scaffolds_the_components(dg_command, elsewhere: Path) -> None:
     status, said = dg_command("list", "components", cwd=elsewhere)
     assert status == 0, said

@@ -24,6 +24,7 @@ from zdm_pipelines.phases import contract, validate
 from zdm_pipelines.phases.beginning import bound
 from zdm_pipelines.sandbox.server import Server
 from zdm_pipelines.verbs import rollback
+from zdm_pipelines_tests.conftest import Filled
 from zdm_pipelines_tests.helpers import (
     Background,
     Worker,
@@ -49,10 +50,9 @@ TRIGGER = "zzz_zdm_people_display_name_update"
 
 
 @pytest.fixture
-def url(database: str) -> str:
+def url(filled: Filled) -> str:
     """Ten ranges of a hundred people, all proven, and nobody has written since."""
-    proven(database)
-    return database
+    return filled(proven)[0]
 
 
 def proven(url: str, m: Migration = M) -> None:
@@ -520,6 +520,7 @@ def test_a_validate_that_is_killed_keeps_what_it_proved(url: str) -> None:
     assert read(agrees(url)) == RANGES - 4
 
 
+@pytest.mark.slow
 def test_killed_anywhere(url: str) -> None:
     sql(url, "UPDATE people SET full_name = 'a', display_name = 'n:a' WHERE id IN (5, 950)")
     for kill_at in range(2, 60, 6):

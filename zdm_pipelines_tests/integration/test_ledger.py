@@ -209,7 +209,7 @@ def test_max_parallel_holds_over_all_runs(url: str) -> None:
 
 
 def test_a_phase_while_a_range_is_moved(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sessions.take, "__kwdefaults__", {"shared": False, "wait": 0.3})
+    monkeypatch.setattr(sessions, "BUSY_SECONDS", 0.3)
     expanded(M, url)
     go_on = threading.Event()
     job = Background(lambda: backfilled(M, url, batch=lambda _: go_on.wait(30)))

@@ -13,15 +13,19 @@ from zdm_pipelines.model.migration import Migration
 from zdm_pipelines.model.states import State
 from zdm_pipelines.model.values import Moved
 from zdm_pipelines.phases import backfill, validate
+from zdm_pipelines_tests.conftest import Filled
 from zdm_pipelines_tests.helpers import backfilled, expanded, one, people, replaced, sql, state, validated, walk, work
 
 
 @pytest.fixture
-def url(database: str) -> str:
+def url(filled: Filled) -> str:
     """Three people, both shapes in sync, nothing moved yet."""
-    people(database, 3)
-    expanded(replaced(), database)
-    return database
+    return filled(_three)[0]
+
+
+def _three(url: str) -> None:
+    people(url, 3)
+    expanded(replaced(), url)
 
 
 def row(url: str, key: int = 1) -> tuple[Any, ...]:

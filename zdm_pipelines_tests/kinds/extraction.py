@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -86,6 +87,13 @@ class Extraction:
         self.notes = Notes()
         self.tombstoned = False
         self.surveyed = self.survey()
+
+    def at(self, url: str) -> Extraction:
+        """The same over a copy of its database."""
+        found = copy.copy(self)
+        found.url, found.server = url, server_at(url)
+        found.notes = copy.copy(self.notes)
+        return found
 
     def survey(self) -> Survey:
         with self.server.connect(purpose="survey") as session:

@@ -6,7 +6,7 @@ import random
 import re
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import psycopg
 import pytest
@@ -15,6 +15,7 @@ from psycopg import errors
 from zdm_pipelines.model.capabilities import ALL, Notes
 from zdm_pipelines.model.values import Statement
 from zdm_pipelines.sandbox.server import Server
+from zdm_pipelines_tests.conftest import Filled
 from zdm_pipelines_tests.kinds.extraction import (
     ADDRESSES,
     SETTINGS,
@@ -50,15 +51,25 @@ def dump(server: Server, url: str) -> str:
 
 
 @pytest.fixture
-def settings(database: str) -> Extraction:
+def settings(filled: Filled) -> Extraction:
     """Many users, both shapes in sync, nothing copied."""
+    url, found = filled(_settings)
+    return cast(Extraction, found).at(url)
+
+
+def _settings(database: str) -> Extraction:
     sql(database, USERS.format(rows=ROWS))
     return Extraction(database, SETTINGS).expand()
 
 
 @pytest.fixture
-def lists(database: str) -> Extraction:
+def lists(filled: Filled) -> Extraction:
     """Many users with lists of addresses, both shapes in sync, nothing copied."""
+    url, found = filled(_lists)
+    return cast(Extraction, found).at(url)
+
+
+def _lists(database: str) -> Extraction:
     sql(database, LISTS.format(rows=ROWS))
     return Extraction(database, ADDRESSES, name="lists").expand()
 
@@ -462,6 +473,7 @@ def new_lists(dice: random.Random, key: int, number: int) -> str:
     ])  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", [1, 2])
 @pytest.mark.parametrize(
     ("fixture", "old", "new"), [("settings", old_settings, new_settings), ("lists", old_lists, new_lists)]

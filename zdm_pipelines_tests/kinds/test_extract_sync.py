@@ -3,22 +3,28 @@
 from __future__ import annotations
 
 import json
-from typing import Any
+from typing import Any, cast
 
 import psycopg
 import pytest
 from psycopg import errors
 
+from zdm_pipelines_tests.conftest import Filled
 from zdm_pipelines_tests.kinds.extraction import ADDRESSES, SETTINGS, USERS, Extraction, one, sql
 
 Profile = dict[str, Any] | None
 
 
 @pytest.fixture
-def settings(database: str) -> Extraction:
+def settings(filled: Filled) -> Extraction:
     """Three users, both shapes in sync; users 1 and 2 copied, 3 not."""
-    sql(database, USERS.format(rows=3))
-    found = Extraction(database, SETTINGS).expand()
+    url, found = filled(_settings)
+    return cast(Extraction, found).at(url)
+
+
+def _settings(url: str) -> Extraction:
+    sql(url, USERS.format(rows=3))
+    found = Extraction(url, SETTINGS).expand()
     with found.server.connect(purpose="test") as session:
         found.batch(session, None, ("3",))
     return found
@@ -311,7 +317,12 @@ TWO: dict[str, Any] = {
 
 
 @pytest.fixture
-def two(database: str) -> Extraction:
+def two(filled: Filled) -> Extraction:
+    url, found = filled(_two)
+    return cast(Extraction, found).at(url)
+
+
+def _two(database: str) -> Extraction:
     sql(database, 'CREATE SCHEMA "Other s"')
     sql(
         database,
@@ -356,8 +367,13 @@ FROM generate_series(0, 3) n;
 
 
 @pytest.fixture
-def addresses(database: str) -> Extraction:
+def addresses(filled: Filled) -> Extraction:
     """Users 0 to 3 with as many addresses, all copied."""
+    url, found = filled(_addresses)
+    return cast(Extraction, found).at(url)
+
+
+def _addresses(database: str) -> Extraction:
     sql(database, PEOPLE)
     return Extraction(database, ADDRESSES).expand().backfill()
 
@@ -460,7 +476,12 @@ NAMED: dict[str, Any] = {
 
 
 @pytest.fixture
-def labelled(database: str) -> Extraction:
+def labelled(filled: Filled) -> Extraction:
+    url, found = filled(_labelled)
+    return cast(Extraction, found).at(url)
+
+
+def _labelled(database: str) -> Extraction:
     sql(database, "CREATE TABLE users (id int PRIMARY KEY, addresses jsonb NOT NULL DEFAULT '[]')")
     sql(
         database,
