@@ -32,7 +32,7 @@ dev: $(STAMP)  ## the Dagster UI with your migrations
 	@exec $(BIN)/zdm dev $(ARGS)
 
 test: $(STAMP)  ## every test, against real Postgres servers
-	@exec $(BIN)/python -m pytest -n 3 --dist load --maxschedchunk 1 $(ARGS)
+	@exec $(BIN)/python -m pytest -n 4 --dist load --maxschedchunk 1 $(ARGS)
 
 bench: $(STAMP)  ## what is claimed of time and speed, measured; see docs/benchmarks.md
 	@exec $(BIN)/python -m zdm_pipelines_tests.benchmarks $(ARGS)

@@ -35,9 +35,15 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     slow = [item for item in items if item.get_closest_marker("slow")]
     others = [item for item in items if not item.get_closest_marker("slow")]
     # All of them within the first two thirds, so that none is left at the end with nobody beside it.
-    each = 2 * len(others) // (3 * max(len(slow), 1))
-    items[:] = [item for n, one in enumerate(slow) for item in (one, *others[n * each : (n + 1) * each])]
-    items += others[len(slow) * each :]
+    every = 2 * len(others) / (3 * max(len(slow), 1))
+    placed: list[pytest.Item] = []
+    for n, item in enumerate(others):
+        # Between two modules: in the middle of one, what its tests share would be made anew.
+        if n == 0 or item.path != others[n - 1].path:
+            while slow and n >= (len(placed) - n) * every:
+                placed.append(slow.pop(0))
+        placed.append(item)
+    items[:] = placed + slow
 
 
 @pytest.fixture(autouse=True)

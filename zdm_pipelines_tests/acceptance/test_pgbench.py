@@ -12,7 +12,7 @@ from zdm_pipelines.model.states import State
 from zdm_pipelines.phases import contract, switch_reads
 from zdm_pipelines.sandbox import processes
 from zdm_pipelines.sandbox.server import Server
-from zdm_pipelines_tests.helpers import backfilled, expanded, one, replaced, sql, state, validated, work
+from zdm_pipelines_tests.helpers import backfilled, eventually, expanded, one, replaced, sql, state, validated, work
 
 SCALE = 10
 
@@ -59,6 +59,7 @@ class Pgbench:
     def stop(self) -> int:
         """Stop it; transactions per its progress reports, none of which may report a failure."""
         self.assert_running()
+        eventually(lambda: "progress:" in self._log.read_text())  # once a second
         self._process.send_signal(signal.SIGINT)
         out, _ = self._process.communicate(timeout=30)
         err = self._log.read_text()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +12,6 @@ import psycopg
 import pytest
 import yaml
 from dagster._core.execution.execute_in_process_result import ExecuteInProcessResult
-from dagster._core.remote_origin import CodeLocationOrigin, InProcessCodeLocationOrigin
-from dagster._core.types.loadable_target_origin import LoadableTargetOrigin
-from dagster._core.workspace.load_target import WorkspaceLoadTarget
 
 NAME = "users_display_name"
 RANGES = f"{NAME}_ranges"
@@ -161,15 +157,3 @@ def load(folder: Path, monkeypatch: pytest.MonkeyPatch) -> dg.Definitions:
     for module in [m for m in sys.modules if m == "shop" or m.startswith("shop.")]:
         monkeypatch.delitem(sys.modules, module)
     return dg.load_from_defs_folder(path_within_project=folder)
-
-
-@dataclass(frozen=True)
-class InThisProcess(WorkspaceLoadTarget):
-    """A project's code location, loaded here: a code server of its own takes seconds to start."""
-
-    folder: Path
-
-    def create_origins(self) -> list[CodeLocationOrigin]:
-        """The one location."""
-        target = LoadableTargetOrigin(module_name="shop.definitions", working_directory=str(self.folder))
-        return [InProcessCodeLocationOrigin(target, location_name="shop")]

@@ -15,6 +15,7 @@ import pytest
 from dagster._core.execution.backfill import BulkActionStatus, PartitionBackfill
 from dagster._core.test_utils import create_test_daemon_workspace_context, instance_for_test
 from dagster._core.workspace.context import WorkspaceProcessContext
+from dagster._core.workspace.load_target import ModuleTarget
 from dagster._daemon.auto_run_reexecution.auto_run_reexecution import consume_new_runs_for_automatic_reexecution
 from dagster._daemon.backfill import execute_backfill_iteration
 from dagster._daemon.monitoring.run_monitoring import monitor_starting_run
@@ -24,15 +25,7 @@ from zdm_pipelines.model.holds import OPERATOR
 from zdm_pipelines.model.migration import Migration
 from zdm_pipelines.verbs import pause
 from zdm_pipelines_tests.helpers import holding, work
-from zdm_pipelines_tests.integration.dagster_migration import (
-    DECLARED,
-    NAME,
-    InProcess,
-    InThisProcess,
-    key,
-    load,
-    write_project,
-)
+from zdm_pipelines_tests.integration.dagster_migration import DECLARED, NAME, InProcess, key, load, write_project
 
 WATCHED: dict[str, Any] = {
     **DECLARED,
@@ -346,7 +339,10 @@ def queued(tmp_path: Path, app_database: str, monkeypatch: pytest.MonkeyPatch) -
 
 @pytest.fixture
 def workspace(queued: InProcess, tmp_path: Path) -> Iterator[WorkspaceProcessContext]:
-    with create_test_daemon_workspace_context(InThisProcess(tmp_path), queued.instance) as found:
+    target = ModuleTarget(
+        module_name="shop.definitions", attribute=None, working_directory=str(tmp_path), location_name="shop"
+    )
+    with create_test_daemon_workspace_context(target, queued.instance) as found:
         yield found
 
 
