@@ -54,7 +54,7 @@ class Cluster:
             return Server(data, port=server_port, bin_folder=bin_folder, account=account, settings=settings or {})
 
         self.primary = server("primary", port or processes.free_port())
-        replica_port = port + 1 if port else processes.free_port(avoid=[self.primary.port])
+        replica_port = port + 1 if port else processes.free_port()
         self._standby = server("replica", replica_port)
         self._replicated = replica
 

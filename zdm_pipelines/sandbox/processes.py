@@ -21,6 +21,7 @@ from zdm_pipelines.model.errors import ZdmError
 # Below the range from which the kernel takes ports for outgoing connections: while a server is down, no
 # client's connection may take its port.
 _PORTS = range(20_000, 32_000)
+_reserved: list[socket.socket] = []  # bound, and never listening
 
 _PACKAGE = Path(__file__).resolve().parents[2]  # what PYTHONPATH needs so that a program finds this package
 
@@ -171,11 +172,23 @@ def is_alive(process: psutil.Process) -> bool:
         return False
 
 
-def free_port(*, avoid: Sequence[int] = ()) -> int:
-    """A TCP port on 127.0.0.1 that nobody listens on."""
+def free_port() -> int:
+    """A TCP port on 127.0.0.1 that nobody listens on, and that nobody else is given as long as this process lives."""
     for port in random.sample(_PORTS, 200):
-        if port not in avoid and port_is_free(port):
-            return port
+        reserving = socket.socket()
+        try:
+            # Without SO_REUSEADDR: refused also where another process has reserved the port and no server listens yet.
+            reserving.bind(("127.0.0.1", port))
+        except OSError:
+            reserving.close()
+            continue
+        if sys.platform == "linux":
+            # From here on a server that sets the option, as they all do, may listen there. Others than Linux say no.
+            reserving.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            _reserved.append(reserving)
+        else:
+            reserving.close()
+        return port
     raise SandboxError("127.0.0.1", "200 ports were tried and all are taken", "end what listens on them")
 
 

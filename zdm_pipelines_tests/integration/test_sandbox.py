@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import textwrap
@@ -71,6 +72,29 @@ def test_only_the_loopback_is_served(server: Server, database: str) -> None:
     }
     assert listening == {"127.0.0.1"}
     assert scalar(database, "SHOW unix_socket_directories") == ""
+
+
+def test_a_port_is_given_once_and_a_server_may_listen_there() -> None:
+    port = processes.free_port()
+    choosing = textwrap.dedent(f"""
+        from zdm_pipelines.sandbox import processes
+        processes._PORTS = range({port}, {port} + 200)
+        try:
+            while True:
+                print(processes.free_port())
+        except processes.SandboxError as error:
+            print(error)
+        """)
+    told = subprocess.run(
+        [sys.executable, "-c", choosing], capture_output=True, text=True, timeout=60, check=True
+    ).stdout.splitlines()
+    assert "all are taken" in told.pop()
+    assert told
+    assert str(port) not in told
+    with socket.create_server(("127.0.0.1", port)) as server:
+        assert not processes.port_is_free(port)
+        assert server.getsockname()[1] == port
+    assert processes.port_is_free(port)
 
 
 def test_a_killed_server_leaves_nothing_and_comes_back(own_server: Server) -> None:
