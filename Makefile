@@ -4,6 +4,9 @@
 MAKEFLAGS += --no-print-directory
 .DEFAULT_GOAL := help
 
+# Each process would compile the project anew: demo, UI and tests start many.
+unexport PYTHONDONTWRITEBYTECODE
+
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed

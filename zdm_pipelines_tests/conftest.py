@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import sys
@@ -28,6 +29,12 @@ _FAST = {"fsync": "off", "full_page_writes": "off"}  # tests kill processes, nev
 _numbers = count(1)
 
 Filled = Callable[[Callable[[str], Any]], tuple[str, Any]]
+
+
+def pytest_collection_finish() -> None:
+    """Leave what was imported out of each garbage collection: it stays to the end."""
+    gc.collect()
+    gc.freeze()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
