@@ -13,6 +13,7 @@ from zdm_pipelines.dialects.server import Fault, Session
 from zdm_pipelines.engine.context import Context
 from zdm_pipelines.model.capabilities import Notes
 from zdm_pipelines.model.errors import Judged, PreflightError, Problem, StateConflict
+from zdm_pipelines.model.names import TableName
 from zdm_pipelines.model.states import Phase, State
 from zdm_pipelines.model.values import Relation
 
@@ -142,6 +143,21 @@ def unaltered(
         fact, _, way_out = "; ".join(found).rpartition(": ")
         raise StateConflict(context.name, fact, way_out)
     return change
+
+
+def same_name(session: Session, context: Context, looked_at: TableName) -> None:
+    """Whether the table is still called as it was looked at, asked once such a look has failed.
+
+    Raises:
+        StateConflict: others renamed the table meanwhile.
+    """
+    entry = ledger.find(session, context.name)
+    if entry is not None and entry.catalog.table != looked_at:
+        raise StateConflict(
+            context.name,
+            f"{looked_at} is called {entry.catalog.table} since a moment ago",
+            "run it again: it goes on where it stopped",
+        )
 
 
 def claims(session: Session, change: Change) -> Sequence[Relation]:

@@ -11,8 +11,8 @@ from typing import Any
 
 from zdm_pipelines import ledger
 from zdm_pipelines.changes import Change, Retirement, Words, kind_of
-from zdm_pipelines.dialects import DatabaseError, mapping
-from zdm_pipelines.dialects.server import Session
+from zdm_pipelines.dialects import DatabaseError, fault, mapping
+from zdm_pipelines.dialects.server import Fault, Session
 from zdm_pipelines.engine import gate
 from zdm_pipelines.engine.context import Context, outlasting
 from zdm_pipelines.engine.proof import parity, proofs
@@ -20,12 +20,12 @@ from zdm_pipelines.engine.schema import locks
 from zdm_pipelines.engine.schema.sync import sync_marks, wait_for_writers
 from zdm_pipelines.ledger import ranges as known_ranges
 from zdm_pipelines.model.capabilities import Notes
-from zdm_pipelines.model.errors import GateRefused, MappingFailed
+from zdm_pipelines.model.errors import GateRefused, MappingFailed, Problem
 from zdm_pipelines.model.lifecycle import Need
 from zdm_pipelines.model.states import Phase, State
 from zdm_pipelines.model.values import Moved, Relation, Report, Statement, Step
 from zdm_pipelines.phases import reads, row_work
-from zdm_pipelines.phases.beginning import altered, begin, bound, claims, taken, unaltered
+from zdm_pipelines.phases.beginning import altered, begin, bound, claims, same_name, taken, unaltered
 from zdm_pipelines.phases.way_back import bring_back
 
 # The proof must end before tracking ends by itself.
@@ -126,9 +126,25 @@ def reasons(
     active = entry is not None and context.lifecycle.active(entry.state)
     if change and active and (found := [*taken(session, context, change), *altered(session, change)]):
         return found  # what else is asked names the table and its columns
+    try:
+        return _asked(context, session, entry, change, surveyed=begins or active, locked=locked)
+    except (Problem, DatabaseError) as error:
+        if entry is not None and (isinstance(error, Problem) or fault(error) is Fault.OTHER):
+            same_name(session, context, entry.catalog.table)
+        raise
+
+
+def _asked(
+    context: Context,
+    session: Session,
+    entry: ledger.Entry | None,
+    change: Change | None,
+    *,
+    surveyed: bool,
+    locked: bool,
+) -> list[str]:
     words = kind_of(context.migration).words(context.migration)
     retire = change.retire if change else None
-    surveyed = begins or active
     asks = not (locked and Need.TOMBSTONE in context.lifecycle.needs)
     return gate.reasons(
         session,

@@ -24,7 +24,7 @@ from zdm_pipelines.model.capabilities import ALL
 from zdm_pipelines.model.errors import MigrationBusy, RolledBack, SpecError, StateConflict
 from zdm_pipelines.model.states import Phase, State
 from zdm_pipelines.model.values import KeyRange, Moved, Report, Step
-from zdm_pipelines.phases.beginning import bound, unaltered
+from zdm_pipelines.phases.beginning import bound, same_name, unaltered
 
 Gate = Callable[[Session, "ledger.Entry"], None]  # raises when something stands against the row work
 
@@ -308,23 +308,18 @@ class _Job:
                 moved = worker.run(wanted)
             except DatabaseError as error:
                 if fault(error) is Fault.OTHER:
-                    self._altered(session, wanted)
+                    self._altered(session)
                 raise
             if moved.rows and state not in lifecycle.watched:
                 self._again(session)
             return moved
 
-    def _altered(self, session: Session, wanted: KeyRange) -> None:
+    def _altered(self, session: Session) -> None:
         """Raise what others altered while rows were moved, if that is why a batch failed."""
         entry = _required(self.context, session)
         self.gate(session, entry)  # it knows more reasons, and gives them all
         unaltered(session, self.context, bound(self.context, entry))
-        if entry.catalog.table != self.rows.over.table:
-            raise StateConflict(
-                f"{self.context.name} range {wanted.partition}",
-                f"{self.rows.over.table} is called {entry.catalog.table} since a moment ago",
-                "run it again: it goes on where it stopped",
-            )
+        same_name(session, self.context, self.rows.over.table)
 
     def _again(self, session: Session) -> None:
         """Rows were moved after they had been called complete: what was proven of them is void."""

@@ -10,6 +10,7 @@ from typing import Any
 import psycopg
 import pytest
 
+from zdm_pipelines import ledger
 from zdm_pipelines.cli.run import Walk
 from zdm_pipelines.model.errors import (
     GateRefused,
@@ -505,6 +506,18 @@ def test_a_purge_goes_on_with_a_table_that_was_renamed(database: str) -> None:
         list(contract.destroy(work(m, database), batch=rename))
     list(contract.destroy(work(m, database)))
     assert one(database, "SELECT count(*) FROM orders_then WHERE state = 'old'") == 0
+
+
+def test_a_gate_whose_table_is_renamed_while_it_looks_says_so(database: str) -> None:
+    sql(database, SHOP)
+    m = declare(ARCHIVED)
+    start(m, database, expanded, validated)
+    context = work(m, database)
+    with context.session("test") as session:
+        entry = ledger.require(session, m, {State.VALIDATED}, to_do="be tested")
+        sql(database, "ALTER TABLE orders RENAME TO orders_then")
+        with pytest.raises(StateConflict, match=r"public\.orders is called public\.orders_then since a moment ago"):
+            contract.reasons(context, session, entry, contract.present(context, session, entry))
 
 
 @pytest.mark.parametrize("range_rows", [100, 100_000], ids=["next range", "next batch"])
